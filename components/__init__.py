@@ -1,0 +1,1 @@
+"""What each step does. One folder per component; none knows another."""

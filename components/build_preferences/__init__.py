@@ -1,0 +1,1 @@
+"""Preference pairs from scored candidates, edits and ratings."""

@@ -1,0 +1,1 @@
+"""Everything that crosses a wire between steps, and nothing that does work."""

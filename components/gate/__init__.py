@@ -1,0 +1,1 @@
+"""Promote, hold or inconclusive, from paired evidence."""

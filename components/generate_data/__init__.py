@@ -1,0 +1,1 @@
+"""Raw rows from a task's deterministic generator."""

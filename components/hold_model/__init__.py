@@ -1,0 +1,1 @@
+"""The other branch of the gate: the ledger learns of the attempt."""

@@ -1,0 +1,1 @@
+"""A base model from a package, a folder, a hub, S3 or a registry."""

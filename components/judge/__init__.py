@@ -1,0 +1,1 @@
+"""A rubric-based judge, and how far it can be believed."""

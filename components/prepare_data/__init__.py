@@ -1,0 +1,1 @@
+"""Accepted rows into leak-free splits."""

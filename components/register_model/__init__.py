@@ -1,0 +1,1 @@
+"""A gated version in MLflow, with its lineage."""

@@ -1,0 +1,80 @@
+"""The digest of a step's code: every module of ours that it can reach, and the versions of what it imports.
+
+It stands in the IR, so that a cache on any engine is keyed by what the step really runs: a change to the report does
+not invalidate a training, and a new torch does.
+"""
+
+import ast
+import importlib.metadata
+import sys
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from ..contracts.artifacts import digest_of, sha256_file
+
+OURS = "assay."
+
+
+def code_digest(module: str) -> str:
+    """Return the sha256 (hex) over the sources `module` reaches and the third-party versions they name.
+
+    Imports inside functions count: a step imports its heavy libraries late.
+    """
+    sources: dict[str, str] = {}
+    libraries: set[str] = set()
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        path = _source(name)
+        if path is None or name in sources:
+            continue
+        sources[name] = sha256_file(path)
+        for data in sorted(path.parent.glob("*.j2")):  # a template is code
+            sources[f"{name}:{data.name}"] = sha256_file(data)
+        for imported in _imports(name, path):
+            if imported.startswith(OURS):
+                waiting.append(imported)
+            else:
+                libraries.add(imported.split(".")[0])
+    return digest_of({"sources": sources, "libraries": _versions(frozenset(libraries))})
+
+
+@cache
+def _source(name: str) -> Path | None:
+    try:
+        spec = find_spec(name)
+    except ModuleNotFoundError:
+        return None  # `from module import function` names a function, not a module
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        return None
+    return Path(spec.origin)
+
+
+@cache
+def _imports(name: str, path: Path) -> frozenset[str]:
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parts = package.split(".")
+                base = ".".join(parts[: len(parts) - node.level + 1] + ([base] if base else []))
+            found.add(base)
+            if base.startswith(OURS.rstrip(".")):
+                found.update(f"{base}.{alias.name}" for alias in node.names)
+    return frozenset(found)
+
+
+@cache
+def _versions(libraries: frozenset[str]) -> dict[str, str]:
+    by_module = importlib.metadata.packages_distributions()
+    wanted = {name for name in libraries if name not in sys.stdlib_module_names}
+    return {
+        distribution: importlib.metadata.version(distribution)
+        for name in sorted(wanted)
+        for distribution in by_module.get(name, [])
+    }

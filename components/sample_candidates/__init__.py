@@ -1,0 +1,1 @@
+"""Several answers of a model to each prompt, scored by the verifier."""

@@ -1,0 +1,1 @@
+"""A stage must earn its place: the better of its input and its output."""

@@ -1,0 +1,1 @@
+"""Work that two or more components do."""

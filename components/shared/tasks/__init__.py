@@ -1,0 +1,1 @@
+"""Tasks with a verifiable truth: their prompts, generators and verifiers."""

@@ -1,0 +1,1 @@
+"""Great Expectations at the door: accepted rows, quarantined rows, data docs."""

@@ -1,0 +1,1 @@
+"""The local engine: parallel, cached by content, resumable."""

@@ -1,0 +1,1 @@
+"""The compiled pipeline (KFP IR) as typed objects."""
