@@ -38,7 +38,9 @@ HOME = Path(".assay")
 @app.command()
 def run(
     recipe: Annotated[str, typer.Argument(help="A recipe's name, or the path of a YAML file.")],
-    data: Annotated[Path | None, typer.Option(help="Your own rows: .jsonl, .jsonl.gz, .parquet, .csv or a folder.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Your own rows: .jsonl, .jsonl.gz, .parquet, .csv or a folder.")
+    ] = None,
     profile: Annotated[str, typer.Option(help="An overlay of the recipe, for example gpu.")] = "",
     seed: Annotated[int | None, typer.Option(min=0, help="Replaces the recipe's seed.")] = None,
     from_step: Annotated[str, typer.Option("--from", help="Run this step and all after it anew.")] = "",
@@ -55,8 +57,7 @@ def run(
         raise RecipeError("there is no such file or folder", where=str(data), fix="check the path given by --data")
     uri = str(data.absolute()) if data else ""
     pipeline = compile_recipe(loaded, home.absolute() / "pipelines" / f"{loaded.name}.yaml", uri)
-    started = session.start(pipeline, loaded, home=home.absolute(), as_json=as_json)
-    with started as watch:
+    with session.watching(loaded, home.absolute(), as_json=as_json) as watch:
         record = engine.run(
             pipeline,
             home=home.absolute(),
@@ -80,7 +81,7 @@ def resume(
 
     record = store.load_run(home.absolute(), run_id)
     loaded = Recipe.model_validate(record.metadata["recipe"])
-    with session.start(store.pipeline_path(home.absolute(), record.id), loaded, home.absolute(), as_json) as watch:
+    with session.watching(loaded, home.absolute(), as_json=as_json) as watch:
         record = engine.resume(record.id, home=home.absolute(), on_event=watch)
     _finish(record, home.absolute(), as_json)
 
@@ -113,7 +114,9 @@ def report(run_id: Annotated[str, typer.Argument(help="A run's id.")] = "latest"
 @app.command("compile")
 def compile_(
     recipe: Annotated[str, typer.Argument(help="A recipe's name, or the path of a YAML file.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Where to write the pipeline.")] = Path("pipeline.yaml"),
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where to write the pipeline.")] = Path(
+        "pipeline.yaml"
+    ),
     profile: Annotated[str, typer.Option(help="An overlay of the recipe.")] = "",
     data: Annotated[str, typer.Option(help="URI of your rows.")] = "",
 ) -> None:
@@ -128,7 +131,9 @@ def serve(
     name: Annotated[str, typer.Argument(help="A registered model's name.")],
     host: Annotated[str, typer.Option(help="Address to listen on; other than loopback needs a token.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8080,
-    token_file: Annotated[Path | None, typer.Option(help="File with the bearer token (or set ASSAY_SERVE_TOKEN).")] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File with the bearer token (or set ASSAY_SERVE_TOKEN).")
+    ] = None,
     home: Home = HOME,
 ) -> None:
     """Serve the champion: OpenAI's /v1/chat/completions, SageMaker's /ping and /invocations."""
@@ -141,7 +146,9 @@ def serve(
 @app.command()
 def champion(
     name: Annotated[str, typer.Argument(help="A registered model's name.")],
-    at: Annotated[datetime | None, typer.Option(help="What was champion at this time (UTC unless it says otherwise).")] = None,
+    at: Annotated[
+        datetime | None, typer.Option(help="What was champion at this time (UTC unless it says otherwise).")
+    ] = None,
     as_json: Json = False,
     home: Home = HOME,
 ) -> None:
@@ -174,7 +181,9 @@ def history(name: Annotated[str, typer.Argument(help="A registered model's name.
 def rollback(
     name: Annotated[str, typer.Argument(help="A registered model's name.")],
     reason: Annotated[str, typer.Option(help="Why; it is kept in the ledger.")],
-    to: Annotated[int | None, typer.Option(min=1, help="An earlier champion's version; the previous one when left out.")] = None,
+    to: Annotated[
+        int | None, typer.Option(min=1, help="An earlier champion's version; the previous one when left out.")
+    ] = None,
     home: Home = HOME,
 ) -> None:
     """Make an earlier champion the champion again."""

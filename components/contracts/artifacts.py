@@ -19,6 +19,8 @@ from .errors import DataError
 MANIFEST = "manifest.json"
 UNSEALED = frozenset({"timing.json"})
 """Files that may differ between two identical runs; they travel with the artifact and are not part of its digest."""
+UNSEALED_FOLDERS = frozenset({"site"})
+"""Folders at the top of an artifact of which the same holds: a site that a library writes with times in it."""
 
 
 class FileEntry(BaseModel):
@@ -75,7 +77,10 @@ def sealed_files(folder: Path) -> list[Path]:
     return sorted(
         path
         for path in folder.rglob("*")
-        if path.is_file() and path.name != MANIFEST and path.name not in UNSEALED
+        if path.is_file()
+        and path.name != MANIFEST
+        and path.name not in UNSEALED
+        and path.relative_to(folder).parts[0] not in UNSEALED_FOLDERS
     )
 
 
@@ -100,9 +105,7 @@ def seal(
     manifest = Manifest(
         kind=kind,
         files={
-            path.relative_to(folder).as_posix(): FileEntry(
-                sha256=sha256_file(path), size=path.stat().st_size
-            )
+            path.relative_to(folder).as_posix(): FileEntry(sha256=sha256_file(path), size=path.stat().st_size)
             for path in sealed_files(folder)
         },
         counts=counts or {},

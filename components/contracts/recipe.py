@@ -57,6 +57,8 @@ class TrainSettings(Section):
 
     method: Literal["full", "lora"] = "full"
     """Train all weights but the embeddings, or low-rank adapters that are merged at the end."""
+    frozen_layers: int = Field(0, ge=0)
+    """Lowest transformer layers that keep their weights when all others train: their backward pass is saved."""
     lora_rank: int = Field(16, ge=1)
     lora_alpha: int = Field(32, ge=1)
     learning_rate: float = Field(3e-4, gt=0, lt=1)
@@ -70,7 +72,7 @@ class TrainSettings(Section):
     warmup_steps: int = Field(5, ge=0)
     weight_decay: float = Field(0.0, ge=0)
     precision: Literal["fp32", "bf16"] = "bf16"
-    """Of the arithmetic; the weights that learn are kept in fp32."""
+    """Of the arithmetic on a GPU; the weights that learn are kept in fp32, and a CPU computes in fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     gradient_checkpointing: bool = False
     save_steps: int = Field(16, ge=1)

@@ -181,6 +181,14 @@ def write_rows(path: str | Path, rows: list[R], kind: type[R]) -> int:
     return len(rows)
 
 
+def write_table(path: str | Path, table: pa.Table, kind: type[R]) -> int:
+    """Write the columns of `kind` as Parquet and return the number of rows."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table.select(kind.SCHEMA.names).cast(kind.SCHEMA), path, compression="zstd")
+    return int(table.num_rows)
+
+
 def read_rows(path: str | Path, kind: type[R]) -> list[R]:
     """Read a Parquet file of `kind`.
 

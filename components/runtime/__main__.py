@@ -17,11 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..contracts.errors import AssayError
-from .context import RESUME_EXIT
-
-
-class Stopped(BaseException):
-    """The engine asked the step to stop (SIGTERM); a training saves its state and lets this pass."""
+from .context import RESUME_EXIT, Stopped
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -20,6 +20,10 @@ RESUME_EXIT = 75
 """Exit code of a step that was told to stop (SIGTERM) and saved: run it again and it goes on (EX_TEMPFAIL)."""
 
 
+class Stopped(BaseException):
+    """The engine asked the step to stop (SIGTERM); a training saves its state and lets this pass."""
+
+
 def home() -> Path:
     """Return the folder of caches that runs share."""
     return Path(os.environ.get("ASSAY_HOME", ".assay")).absolute()

@@ -42,13 +42,20 @@ def code_digest(module: str) -> str:
 
 @cache
 def _source(name: str) -> Path | None:
-    try:
-        spec = find_spec(name)
-    except ModuleNotFoundError:
-        return None  # `from module import function` names a function, not a module
-    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+    """Return the file of a module of ours, found by folder: asking Python would import the packages on the way."""
+    room, *inner = name.removeprefix(OURS).split(".")
+    folder = _room(room)
+    if folder is None:
         return None
-    return Path(spec.origin)
+    path = folder.joinpath(*inner)
+    found = next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+    return found if name != OURS.rstrip(".") else None  # `from module import function` names no file
+
+
+@cache
+def _room(room: str) -> Path | None:
+    spec = find_spec(f"{OURS}{room}")
+    return Path(spec.origin).parent if spec and spec.origin else None
 
 
 @cache

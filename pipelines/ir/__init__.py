@@ -1,1 +1,1 @@
-"""The compiled pipeline (KFP IR) as typed objects."""
+"""The compiled pipeline (KFP IR) as typed objects: its model, conditions, placeholders and values."""

@@ -64,15 +64,23 @@ class Step:
 class Board:
     """The state of a run as events tell it; what the views draw."""
 
-    def __init__(self, titles: dict[str, str], expected: dict[str, float]) -> None:
-        self.steps = {path: Step(title, expected.get(path, 0.0)) for path, title in titles.items()}
+    def __init__(self, expected: dict[str, float]) -> None:
+        self.expected = expected
+        self.steps: dict[str, Step] = {}
         self.started = time.monotonic()
 
     def take(self, event: Event) -> Step | None:
-        """Update the step an event is about, and return it."""
-        if not event.task or event.task not in self.steps:
+        """Update the step an event is about, and return it; None when a person need not see it."""
+        if event.kind == "run_started":
+            for task in event.tasks:
+                if task.kind != "dag":
+                    self._add(task.path, task.title)
             return None
-        step = self.steps[event.task]
+        step = self.steps.get(event.task)
+        if step is None and "[" in event.task and event.kind == "task_progress":
+            step = self._add(event.task, event.task.rpartition("/")[2])  # an iteration of a loop shows when it starts
+        if step is None:
+            return None
         if event.kind == "task_progress":
             step.progress = event.progress
         elif event.kind == "task_state":
@@ -80,6 +88,10 @@ class Board:
                 step.started = time.monotonic()
             step.state, step.seconds, step.message = event.state, event.seconds, event.message
         return step
+
+    def _add(self, path: str, title: str) -> Step:
+        self.steps[path] = Step(title, self.expected.get(path, 0.0))
+        return self.steps[path]
 
     def remaining(self) -> float:
         """Return the estimated seconds to the end, as if steps ran one after the other."""

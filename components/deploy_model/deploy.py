@@ -1,0 +1,78 @@
+"""Make a registered version the champion, once it is shown that what will be served is what was measured."""
+
+from pathlib import Path
+
+from assay.components.contracts.artifacts import read_manifest
+from assay.components.contracts.errors import RegistryError
+from assay.components.contracts.recipe import EvaluateSettings
+from assay.components.shared import registry
+from assay.components.shared.registry import Deployment
+
+
+def deploy(name: str, version: int, settings: EvaluateSettings, candidate: str | Path, data: str | Path) -> int:
+    """Check the registered files through the server, move the champion, and write the deployment's record.
+
+    Does nothing when the version is champion and its check is on record.
+
+    Args:
+        name: The registered model.
+        version: What the gate let in.
+        settings: How many held-out prompts to compare, and how long answers may be.
+        candidate: The trained model that was measured.
+        data: The splits.
+
+    Raises:
+        RegistryError: The registry refuses, or the served model answers otherwise; the champion stays.
+    """
+    content = read_manifest(candidate, "model", verify=False).content
+    if _is_deployed(name, version, content):
+        return version
+    entry = registry.check_promotion(name, version)
+    if entry.content != content:
+        raise RegistryError(
+            f"version {version} of {name!r} is not the model that this run trained",
+            where=str(candidate),
+            fix="deploy the version that this run registered",
+        )
+    prompts, tokens = check_parity(registry.model_folder(content), settings, candidate, data)
+    registry.promote(name, version)
+    registry.sync_alias(name)
+    registry.record_deployment(
+        Deployment(
+            name=name,
+            version=version,
+            content=content,
+            prompts=prompts,
+            tokens=tokens,
+            command=f"assay serve {name}",
+        )
+    )
+    return version
+
+
+def check_parity(
+    registered: Path, settings: EvaluateSettings, candidate: str | Path, data: str | Path
+) -> tuple[int, int]:
+    """Return how many prompts and generated tokens were compared, all equal.
+
+    Raises:
+        RegistryError: The served model answers otherwise.
+        DataError: An input is not what its manifest says.
+    """
+    from .parity import compare, golden_prompts, served_answers, trained_answers
+
+    read_manifest(candidate, "model")
+    read_manifest(data, "splits")
+    examples = golden_prompts(data, settings.golden_prompts)
+    prompts = [example.prompt for example in examples]
+    trained = trained_answers(candidate, prompts, settings.max_new_tokens)
+    served = served_answers(registered, prompts, settings.max_new_tokens)
+    return len(examples), compare(examples, trained, served)
+
+
+def _is_deployed(name: str, version: int, content: str) -> bool:
+    champion = registry.champion(name)
+    if champion is None or (champion.version, champion.content) != (version, content):
+        return False
+    record = registry.deployment(name, version)
+    return record is not None and record.content == content

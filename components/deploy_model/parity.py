@@ -1,0 +1,143 @@
+"""Does the served model answer as the trained one did? Token by token, through the server that users get."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Timer
+from typing import Any, NamedTuple
+
+import httpx
+
+from assay.components.contracts.errors import RegistryError
+from assay.components.contracts.rows import Example, Message, read_rows
+from assay.components.runtime.context import progress
+
+START_SECONDS = 600.0
+"""A loaded machine takes minutes to import torch; a server that takes longer than this has failed."""
+ANSWER_SECONDS = 600.0
+
+
+class Answer(NamedTuple):
+    """One greedy answer."""
+
+    prompt: list[int]
+    """Tokens of the prompt, as the answering side wrote it."""
+    tokens: list[int]
+    text: str
+
+
+def golden_prompts(data: str | Path, number: int) -> list[Example]:
+    """Return held-out examples, the same for equal data: the first ones by id."""
+    rows = read_rows(Path(data) / "test.parquet", Example)
+    return sorted(rows, key=lambda row: row.id)[:number]
+
+
+def trained_answers(folder: str | Path, prompts: Sequence[list[Message]], max_new_tokens: int) -> list[Answer]:
+    """Return what the model of a folder answers in this process, one prompt at a time."""
+    from assay.components.shared.chat import prompt_ids
+    from assay.components.shared.generate import Generator
+    from assay.components.shared.models import load_model, load_tokenizer, set_threads
+
+    set_threads()
+    tokenizer = load_tokenizer(folder)
+    generator = Generator(load_model(folder), tokenizer)
+    answers = []
+    for number, messages in enumerate(prompts, start=1):
+        prompt = prompt_ids(tokenizer, messages)
+        answer = generator.generate([prompt], max_new_tokens=max_new_tokens, batch_size=1)[0][0]
+        answers.append(Answer(prompt, list(answer.ids), answer.text))
+        progress(number, 2 * len(prompts), "answers")
+    return answers
+
+
+def served_answers(folder: str | Path, prompts: Sequence[list[Message]], max_new_tokens: int) -> list[Answer]:
+    """Return what the same prompts get from the server that users get, started on a folder's files.
+
+    Raises:
+        RegistryError: The server does not start, or refuses a prompt.
+    """
+    with running_server(folder) as url, httpx.Client(base_url=url, timeout=ANSWER_SECONDS, trust_env=False) as client:
+        answers = []
+        for number, messages in enumerate(prompts, start=1):
+            answers.append(_ask(client, messages, max_new_tokens))
+            progress(len(prompts) + number, 2 * len(prompts), "answers")
+        return answers
+
+
+def compare(examples: Sequence[Example], trained: Sequence[Answer], served: Sequence[Answer]) -> int:
+    """Return the number of generated tokens, all of which agree.
+
+    Raises:
+        RegistryError: An answer differs; names the example and the token.
+    """
+    for example, one, other in zip(examples, trained, served, strict=True):
+        if one.prompt != other.prompt:
+            raise _differs(example, "the prompt is written with other tokens", one.prompt, other.prompt)
+        if one.tokens != other.tokens:
+            raise _differs(example, "the answer has other tokens", one.tokens, other.tokens)
+        if one.text != other.text:
+            raise RegistryError(
+                "the served model's answer has the same tokens and another text", where=f"example {example.id}"
+            )
+    return sum(len(answer.tokens) for answer in trained)
+
+
+@contextmanager
+def running_server(folder: str | Path) -> Iterator[str]:
+    """Run the server on a free loopback port as a process of its own, and give its address.
+
+    It ends with this block, and with this process: it watches its standard input, which the kernel closes.
+
+    Raises:
+        RegistryError: It does not start.
+    """
+    command = [sys.executable, "-m", "assay.components.deploy_model.server"]
+    command += ["--model", str(folder), "--port", "0", "--stop-on-eof"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    timer = Timer(START_SECONDS, process.kill)
+    timer.start()
+    try:
+        line = process.stdout.readline() if process.stdout else ""
+        timer.cancel()
+        if not line:
+            raise RegistryError(
+                f"the server did not start on the registered model (exit code {process.wait()})",
+                where=str(folder),
+                fix=f"see its message above, or try: {' '.join(command[:-1])}",
+            )
+        yield f"http://127.0.0.1:{json.loads(line)['port']}"
+    finally:
+        timer.cancel()
+        process.terminate()
+        process.communicate()
+
+
+def _ask(client: httpx.Client, messages: list[Message], max_new_tokens: int) -> Answer:
+    body = {
+        "messages": [message.model_dump() for message in messages],
+        "max_tokens": max_new_tokens,
+        "temperature": 0,
+        "return_token_ids": True,
+    }
+    try:
+        response = client.post("/v1/chat/completions", json=body)
+    except httpx.HTTPError as error:
+        raise RegistryError(f"the served model does not answer: {error}", where=str(client.base_url)) from error
+    answer: dict[str, Any] = response.json()
+    if response.status_code != httpx.codes.OK:
+        raise RegistryError(f"the served model refuses a held-out prompt: {answer['error']['message']}")
+    choice = answer["choices"][0]
+    return Answer(answer["prompt_token_ids"], choice["token_ids"], choice["message"]["content"])
+
+
+def _differs(example: Example, what: str, trained: list[int], served: list[int]) -> RegistryError:
+    pairs = zip(trained, served, strict=False)
+    place = next((i for i, (one, other) in enumerate(pairs) if one != other), min(len(trained), len(served)))
+    return RegistryError(
+        f"the served model does not repeat the trained one: {what}, from token {place + 1} on",
+        where=f"example {example.id}",
+        fix="the champion stays; serve with the library versions that evaluation ran with",
+    )

@@ -1,0 +1,37 @@
+"""The wire of `gate`; the work is in `decide.py`."""
+
+from kfp.dsl import Artifact, Dataset, Input, Metrics, Output
+
+from ..runtime.step import step
+
+
+@step("data")
+def gate(
+    settings: dict,
+    task: str,
+    results: Input[Dataset],
+    verdicts: Input[Dataset],
+    judging: Input[Metrics],
+    decision: Output[Artifact],
+    summary: Output[Metrics],
+) -> bool:
+    """Decide whether the candidate may replace the champion.
+
+    Args:
+        settings: `GateSettings`.
+        task: Name of the task; its metrics say which way is better.
+        results: `results` of every arm.
+        verdicts: `verdicts` of the judge.
+        judging: The judge's summary: whether it may decide.
+        decision: `decision.json`: the decision, one sentence of why, and the evidence.
+        summary: The decision as scalars.
+
+    Returns:
+        True for `promote`, False for `hold` and for `inconclusive`.
+    """
+    from ..contracts.recipe import GateSettings
+    from .decide import run
+
+    return run(
+        GateSettings.model_validate(settings), task, results.path, verdicts.path, judging.path, decision.path, summary
+    )

@@ -1,0 +1,287 @@
+"""The gate: promote, hold, or inconclusive, from paired results on held-out examples.
+
+Each criterion is a one-sided test at α against a reference. All `critical` and `primary` ones must pass, so the chance
+to promote a model that fails any of them is at most α without a correction (an intersection–union test, Berger 1982).
+
+* **promote**       all of them pass.
+* **hold**          one shows the opposite: the interval of the difference lies at or below 0 (superiority) or at or
+                    below −margin (non-inferiority); or the candidate's bytes are those of what it should replace.
+* **inconclusive**  neither; `needed` says how many examples in all would decide at the observed effect.
+"""
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from ..contracts.artifacts import read_manifest, seal, write_atomically
+from ..contracts.errors import DataError, RecipeError
+from ..contracts.metrics import Metric, Summary
+from ..contracts.recipe import Criterion, GateSettings
+from ..contracts.rows import Result, Verdict, read_rows
+from ..shared.statistics import Counts, Interval, mcnemar, paired_test, proportion, summarise
+from ..shared.summary import read_summary, write_summary
+from ..shared.tasks.task import get_task
+
+CANDIDATE = "candidate"
+JUDGE_METRIC = "judge_win_rate"
+Arms = dict[str, list[Result]]
+
+
+class Finding(BaseModel):
+    """One criterion against one reference."""
+
+    model_config = ConfigDict(frozen=True)
+
+    metric: str
+    tier: str
+    versus: str
+    test: str
+    margin: float
+    n: int
+    candidate: float
+    reference: float
+    difference: float
+    """Positive: the candidate is better, whichever way the metric points."""
+    low: float
+    high: float
+    p_value: float
+    alpha: float
+    passed: bool | None
+    needed: int | None
+
+
+class Decision(BaseModel):
+    """What the gate says, before the digests are added."""
+
+    model_config = ConfigDict(frozen=True)
+
+    decision: str
+    reason: str
+    needed: int | None
+
+
+def run(
+    settings: GateSettings, task: str, results: str, verdicts: str, judging: str, output: str, summary: Any
+) -> bool:
+    """Decide on artifacts, write the record, and return whether it is `promote`."""
+    started = time.monotonic()
+    parents = {
+        "results": read_manifest(results, "results"),
+        "verdicts": read_manifest(verdicts, "verdicts"),
+        "judging": read_manifest(judging, "summary"),
+    }
+    metrics = get_task(task).metrics
+    arms = group_by_arm(read_rows(Path(results) / "results.parquet", Result))
+    digests = parents["results"].metadata["arms"]
+    judge = read_summary(judging).details
+    findings = [
+        *findings_of(settings, metrics, arms),
+        *judged(settings, judge, read_rows(Path(verdicts) / "verdicts.parquet", Verdict)),
+    ]
+    decided = decide(settings, findings, digests, len(arms[CANDIDATE]), metrics)
+    record = {
+        "schema": 1,
+        **decided.model_dump(),
+        "candidate": digests[CANDIDATE],
+        "champion": digests.get("champion"),
+        "baseline": digests["baseline"],
+        "examples": len(arms[CANDIDATE]),
+        "alpha": settings.alpha,
+        "criteria": [finding.model_dump() for finding in findings],
+        "judge": judge,
+        "arms": {arm: table(rows, metrics) for arm, rows in arms.items()},
+        "policy": settings.model_dump(mode="json"),
+    }
+    write_atomically(Path(output) / "decision.json", json.dumps(record, indent=1, sort_keys=True) + "\n")
+    seal(output, "decision", parents=parents)
+    promoted = decided.decision == "promote"
+    told = Summary(
+        step="gate",
+        headline=decided.reason,
+        metrics={"promoted": float(promoted), "examples": float(record["examples"])},
+        details={"decision": decided.decision},
+    )
+    write_summary(summary, told, seconds=time.monotonic() - started, parents=parents)
+    return promoted
+
+
+def group_by_arm(rows: Sequence[Result]) -> Arms:
+    """Return the results by arm, each in the order of the example ids.
+
+    Raises:
+        DataError: The baseline or the candidate is missing, or two arms were measured on different examples.
+    """
+    arms: defaultdict[str, list[Result]] = defaultdict(list)
+    for row in sorted(rows, key=lambda row: row.example_id):
+        arms[row.arm].append(row)
+    for needed in ("baseline", CANDIDATE):
+        if needed not in arms:
+            raise DataError(f"the arm {needed!r} was not measured", where="results.parquet", fix="run evaluate again")
+    wanted = [row.example_id for row in arms[CANDIDATE]]
+    for arm, found in arms.items():
+        if [row.example_id for row in found] != wanted:
+            raise DataError(
+                f"the arm {arm!r} was not measured on the same examples as the candidate "
+                f"({len(found)} and {len(wanted)}), so nothing can be compared",
+                where="results.parquet",
+                fix="run evaluate again on one held-out set",
+            )
+    return dict(arms)
+
+
+def findings_of(settings: GateSettings, metrics: Sequence[Metric], arms: Arms) -> list[Finding]:
+    """Return every criterion against every reference that there is; without a champion its comparisons fall away.
+
+    Raises:
+        RecipeError: A criterion names a metric that the task has not.
+    """
+    by_name = {metric.name: metric for metric in metrics}
+    found = []
+    for criterion in settings.criteria:
+        if criterion.metric not in by_name:
+            raise RecipeError(
+                f"the task has no metric {criterion.metric!r}",
+                where="gate.criteria",
+                fix=f"choose one of {list(by_name)}",
+            )
+        found += [
+            _finding(criterion, by_name[criterion.metric], settings.alpha, arms[CANDIDATE], arms[versus], versus)
+            for versus in criterion.versus
+            if versus in arms
+        ]
+    return found
+
+
+def _finding(
+    criterion: Criterion, metric: Metric, alpha: float, candidate: list[Result], reference: list[Result], versus: str
+) -> Finding:
+    tested = paired_test(
+        [row.scores.get(metric.name) for row in candidate],
+        [row.scores.get(metric.name) for row in reference],
+        better=metric.better,
+        test=criterion.test,
+        margin=criterion.margin,
+        alpha=alpha,
+        clusters=[row.group for row in candidate],
+    )
+    return Finding(
+        metric=criterion.metric,
+        tier=criterion.tier,
+        versus=versus,
+        test=criterion.test,
+        margin=criterion.margin,
+        n=tested.difference.n,
+        candidate=tested.candidate,
+        reference=tested.reference,
+        difference=tested.difference.mean,
+        low=tested.difference.low,
+        high=tested.difference.high,
+        p_value=tested.p_value,
+        alpha=alpha,
+        passed=tested.passed,
+        needed=tested.needed,
+    )
+
+
+def judged(settings: GateSettings, judge: dict[str, Any], verdicts: Sequence[Verdict]) -> list[Finding]:
+    """Return the judge's criterion, if the policy wants one: wins against losses, ties left out (a sign test).
+
+    A judge below its floor cannot decide: its criterion is then neither passed nor failed.
+    """
+    if not settings.judge_may_decide:
+        return []
+    wins = sum(verdict.winner == "a" for verdict in verdicts)
+    losses = sum(verdict.winner == "b" for verdict in verdicts)
+    decided = wins + losses
+    share = proportion(wins, decided, 1 - 2 * settings.alpha) if decided else Interval(mean=0.5, low=0, high=1, n=0)
+    p_value = mcnemar(Counts(wins, losses, decided))
+    shown = True if p_value <= settings.alpha else False if share.high <= 0.5 else None
+    return [
+        Finding(
+            metric=JUDGE_METRIC,
+            tier="primary",
+            versus=str(judge.get("compared", [CANDIDATE, "baseline"])[1]),
+            test="superiority",
+            margin=0.0,
+            n=decided,
+            candidate=share.mean,
+            reference=0.5,
+            difference=share.mean - 0.5,
+            low=share.low - 0.5,
+            high=share.high - 0.5,
+            p_value=p_value,
+            alpha=settings.alpha,
+            passed=shown if judge.get("may_decide") else None,
+            needed=None,
+        )
+    ]
+
+
+def decide(
+    settings: GateSettings,
+    findings: Sequence[Finding],
+    digests: dict[str, str],
+    examples: int,
+    metrics: Sequence[Metric],
+) -> Decision:
+    """Return the decision with one sentence of why.
+
+    Args:
+        settings: The policy.
+        findings: Of every criterion.
+        digests: Content digest of each arm's model.
+        examples: Held-out examples.
+        metrics: The task's, for their titles.
+    """
+    titles = {metric.name: metric.title for metric in metrics}
+    for arm in ("baseline", "champion"):
+        if digests.get(arm) == digests[CANDIDATE]:
+            return Decision(decision="hold", reason=f"Hold: the candidate is the {arm}, byte for byte.", needed=None)
+    if examples < settings.min_examples:
+        reason = f"Inconclusive: {examples} held-out examples, the policy asks for {settings.min_examples}."
+        return Decision(decision="inconclusive", reason=reason, needed=settings.min_examples)
+    required = [finding for finding in findings if finding.tier != "supporting"]
+    if not required:
+        reason = "Inconclusive: no criterion could be tested (no critical or primary one has a reference)."
+        return Decision(decision="inconclusive", reason=reason, needed=None)
+    failed = [finding for finding in required if finding.passed is False]
+    if failed:
+        return Decision(decision="hold", reason=f"Hold: {_words(failed[0], titles)}.", needed=None)
+    open_ = [finding for finding in required if finding.passed is None]
+    if open_:
+        wanted = [finding.needed for finding in open_ if finding.needed]
+        more = f"; about {max(wanted)} examples in all would decide" if wanted else ""
+        reason = f"Inconclusive: {_words(open_[0], titles)}{more}."
+        return Decision(decision="inconclusive", reason=reason, needed=max(wanted) if wanted else None)
+    reason = f"Promote: {_words(required[0], titles)}; all {len(required)} required comparisons passed."
+    return Decision(decision="promote", reason=reason, needed=None)
+
+
+def _words(finding: Finding, titles: dict[str, str]) -> str:
+    title = titles.get(finding.metric, finding.metric.replace("_", " "))
+    level = round(100 * (1 - 2 * finding.alpha))
+    shown = {
+        "superiority": {True: "better", False: "not better", None: "not shown to be better"},
+        "non_inferiority": {True: "not worse", False: "worse", None: "not shown to be no worse"},
+    }[finding.test][finding.passed]
+    by = f" by more than {finding.margin:g}" if finding.margin else ""
+    return (
+        f"{title} is {shown}{by} than the {finding.versus}: {finding.candidate:.3f} against {finding.reference:.3f} "
+        f"(improvement {finding.difference:+.3f}, {level} % interval {finding.low:+.3f} to {finding.high:+.3f}, "
+        f"n = {finding.n})"
+    )
+
+
+def table(rows: Sequence[Result], metrics: Sequence[Metric]) -> dict[str, dict[str, float | int]]:
+    """Return mean and 95 % interval of every metric of one arm."""
+    found = {}
+    for metric in metrics:
+        values = [value for row in rows if (value := row.scores.get(metric.name)) is not None]
+        if values:
+            found[metric.name] = summarise(values, metric).model_dump()
+    return found

@@ -1,0 +1,439 @@
+"""The registry: which version of a model is champion, since when, on what evidence, and where its bytes lie.
+
+    $ASSAY_REGISTRY/
+      ledger/NAME.jsonl                the promotion ledger; the truth
+      models/CONTENT/                  a model's files with their manifest, by content digest; read-only, never a cache
+      decisions/SHA256.json            the decision records that the ledger names
+      deployments/NAME/VERSION.json    how a version was checked before it was deployed
+      mlflow.db, artifacts/            the embedded MLflow store, unless MLFLOW_TRACKING_URI names a server
+
+MLflow's aliases are a view of the ledger: they keep no history and anyone may move them, so nothing here reads one to
+decide. Only `sync_alias` imports MLflow (two seconds); every question about the champion is answered without it.
+"""
+
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from ..contracts.artifacts import MANIFEST, Manifest, read_manifest, sha256_file, write_atomically
+from ..contracts.errors import DataError, RegistryError
+from ..runtime.context import registry_folder
+from . import ledger
+from .ledger import Entry
+
+DECISION = "decision.json"
+REACHES_CHAMPION = ("promoted", "rolled_back")
+
+log = logging.getLogger(__name__)
+
+
+class Deployment(BaseModel):
+    """How a version was checked before it became champion: `deployments/NAME/VERSION.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    version: int
+    content: str
+    prompts: int
+    """Held-out prompts that the served model answered exactly as the trained one did."""
+    tokens: int
+    """Generated tokens that were compared."""
+    command: str
+    """Serves whichever version is champion."""
+
+
+# --- questions ------------------------------------------------------------------------------------------------------
+
+
+def history(name: str) -> list[Entry]:
+    """Return every entry of a model's ledger, oldest first, verified.
+
+    Raises:
+        RegistryError: The ledger was altered.
+    """
+    return ledger.read(name)
+
+
+def verify(name: str) -> int:
+    """Check a model's ledger and the files of every version that was ever champion; return the number of entries.
+
+    Raises:
+        RegistryError: An entry, a decision record or a model's file was altered.
+    """
+    entries = history(name)
+    for entry in entries:
+        if entry.event != "held":
+            read_decision(entry.decision)
+        if entry.event in REACHES_CHAMPION:
+            read_model(entry.content)
+    return len(entries)
+
+
+def champion(name: str, at: datetime | None = None) -> Entry | None:
+    """Return the entry that made the champion, or None when there is none.
+
+    Args:
+        name: The registered model.
+        at: What was champion at this moment (UTC if it has no zone); now when left out.
+
+    Raises:
+        RegistryError: The ledger was altered.
+    """
+    entries = history(name)
+    if at is not None:
+        moment = at if at.tzinfo else at.replace(tzinfo=UTC)
+        entries = [entry for entry in entries if entry.time <= moment]
+    return _champion(entries)
+
+
+def registered(name: str, *, version: int | None = None, content: str | None = None) -> Entry | None:
+    """Return the newest registration of a version, or of a content digest; None when there is none."""
+    return _registered(history(name), version, content)
+
+
+def predecessor(name: str, version: int) -> Entry | None:
+    """Return the registration of the version that `version` replaced when it was last promoted, or None."""
+    return _predecessor(history(name), version)
+
+
+def deployment(name: str, version: int) -> Deployment | None:
+    """Return the record of a version's last successful deployment, or None."""
+    path = _deployment_path(name, version)
+    return Deployment.model_validate_json(path.read_bytes()) if path.is_file() else None
+
+
+def read_decision(digest: str) -> dict[str, Any]:
+    """Return a decision record that the ledger names.
+
+    Raises:
+        RegistryError: It is missing, or not the one that was recorded.
+    """
+    path = _decision_path(digest)
+    if not path.is_file() or sha256_file(path) != digest:
+        state = "was altered" if path.is_file() else "is missing"
+        raise RegistryError(f"the decision record {state}", where=str(path), fix="restore it from a backup")
+    decision: dict[str, Any] = json.loads(path.read_bytes())
+    return decision
+
+
+def model_folder(content: str) -> Path:
+    """Return where the registry keeps the model with this content digest."""
+    return registry_folder() / "models" / content
+
+
+def read_model(content: str) -> Manifest:
+    """Return the manifest of a kept model after hashing every file.
+
+    Raises:
+        RegistryError: The files are missing, or not the ones that were registered.
+    """
+    folder = model_folder(content)
+    fix = f"remove {folder} and run the recipe again: the registry then takes a new copy of the same bytes"
+    try:
+        manifest = read_manifest(folder, "model")
+    except DataError as error:
+        raise RegistryError(f"the registered model was altered: {error.what}", where=error.where, fix=fix) from error
+    if manifest.content != content:
+        raise RegistryError("the registered model is another one than its digest says", where=str(folder), fix=fix)
+    return manifest
+
+
+# --- events ---------------------------------------------------------------------------------------------------------
+
+
+def require_promotion(decision: dict[str, Any], content: str) -> None:
+    """Refuse a model without a decision to promote exactly it.
+
+    Raises:
+        RegistryError: The decision is another one, or about another model.
+    """
+    if decision.get("decision") != "promote":
+        raise RegistryError(
+            f"the gate decided {decision.get('decision')!r}, not 'promote': {decision.get('reason', '')}",
+            fix="only a model that passes the gate is registered; see the run's report for what is missing",
+        )
+    _require_candidate(decision, content)
+
+
+def keep_decision(folder: str | Path) -> str:
+    """Keep a decision artifact's record in the registry, and return its sha256.
+
+    Raises:
+        DataError: The artifact is not a decision, or was altered.
+    """
+    digest = read_manifest(folder, "decision").files[DECISION].sha256
+    if not _decision_path(digest).is_file():
+        write_atomically(_decision_path(digest), (Path(folder) / DECISION).read_bytes())
+    return digest
+
+
+def keep_model(folder: str | Path) -> Path:
+    """Keep a copy of a model's files, and return where it lies; does nothing when the registry has them.
+
+    The copy shares no bytes with the caches of runs: what happens to those does not touch a champion.
+
+    Raises:
+        DataError: The folder is not a sealed model, or was altered.
+    """
+    target = model_folder(read_manifest(folder, "model", verify=False).content)
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(dir=target.parent, prefix=".part-"))
+    try:
+        manifest = read_manifest(folder, "model", verify=False)
+        for name in (*manifest.files, MANIFEST):
+            (part / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(Path(folder) / name, part / name)
+        read_manifest(part, "model")
+        for path in part.rglob("*"):
+            path.chmod(0o755 if path.is_dir() else 0o444)
+        part.chmod(0o755)
+        part.rename(target)
+    except OSError:
+        if not target.is_dir():  # another process may have kept the same bytes meanwhile
+            raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return target
+
+
+def register(name: str, version: int, content: str, decision: str) -> Entry:
+    """Record that `version` of the MLflow registry holds this content, on the strength of a decision.
+
+    Args:
+        name: The registered model.
+        version: Number that MLflow gave it.
+        content: Content digest of the model.
+        decision: sha256 of a kept decision record.
+
+    Raises:
+        RegistryError: The decision does not allow it, or the ledger knows the version with other content.
+    """
+    evidence = read_decision(decision)
+    require_promotion(evidence, content)
+    with ledger.writing(name) as book:
+        same = _registered(book.entries, version, None)
+        if same and same.content != content:
+            raise RegistryError(
+                f"version {version} of {name!r} is another model in the ledger",
+                where=str(ledger.ledger_path(name)),
+                fix="the MLflow registry was reset: point MLFLOW_TRACKING_URI at the one this ledger belongs to",
+            )
+        if same and same.decision == decision:
+            return same
+        return book.append(
+            "registered", version=version, content=content, decision=decision, reason=evidence.get("reason", "")
+        )
+
+
+def hold(name: str, content: str, decision: str) -> Entry:
+    """Record an attempt that was not promoted; the same attempt again adds nothing.
+
+    Raises:
+        RegistryError: The decision is to promote, or about another model.
+    """
+    evidence = read_decision(decision)
+    if evidence.get("decision") not in ("hold", "inconclusive"):
+        raise RegistryError(f"the gate decided {evidence.get('decision')!r}; that is not an attempt to hold")
+    _require_candidate(evidence, content)
+    with ledger.writing(name) as book:
+        for entry in book.entries:
+            if (entry.event, entry.content, entry.decision) == ("held", content, decision):
+                return entry
+        reason = f"{evidence['decision']}: {evidence.get('reason', '')}"
+        return book.append("held", version=0, content=content, decision=decision, reason=reason)
+
+
+def promote(name: str, version: int) -> Entry:
+    """Make a registered version the champion; does nothing when it is.
+
+    The decision that the version was registered with must be to promote exactly its bytes, and must have compared them
+    with today's champion: of two runs that end at once, one wins and the other is told.
+
+    Raises:
+        RegistryError: No such registration, no such decision, altered bytes, another champion meanwhile, or the
+            version was rolled back.
+    """
+    with ledger.writing(name) as book:
+        current = _champion(book.entries)
+        if current and current.version == version:
+            return current
+        entry = _promotable(name, book.entries, version)
+        return book.append(
+            "promoted",
+            version=version,
+            content=entry.content,
+            decision=entry.decision,
+            replaces=current.version if current else 0,
+            reason=entry.reason,
+        )
+
+
+def check_promotion(name: str, version: int) -> Entry:
+    """Return a version's registration if `promote` would take it now; changes nothing.
+
+    Raises:
+        RegistryError: As `promote`.
+    """
+    entries = history(name)
+    current = _champion(entries)
+    return current if current and current.version == version else _promotable(name, entries, version)
+
+
+def rollback(name: str, reason: str, to: int | None = None) -> Entry:
+    """Make an earlier champion the champion again, then move MLflow's aliases.
+
+    Args:
+        name: The registered model.
+        reason: Why; required.
+        to: Version of an earlier champion; the one that today's champion replaced when left out.
+
+    Raises:
+        RegistryError: There is nothing to go back to, no reason, or the earlier champion's files were altered.
+    """
+    if not reason.strip():
+        raise RegistryError("a rollback needs a reason", fix="say why: --reason '…'")
+    with ledger.writing(name) as book:
+        current = _champion(book.entries)
+        if current is None:
+            raise RegistryError(f"{name!r} has no champion, so there is nothing to roll back")
+        target = _rollback_target(name, book.entries, current, to)
+        read_model(target.content)
+        entry = book.append(
+            "rolled_back",
+            version=target.version,
+            content=target.content,
+            decision=target.decision,
+            replaces=current.version,
+            reason=reason.strip(),
+        )
+    try:
+        sync_alias(name)
+    except Exception as error:  # the ledger has moved and is the truth; a view that is down must not undo a rollback
+        log.warning("MLflow's alias was not moved (%s); the next promotion of %s repairs it", error, name)
+    return entry
+
+
+def record_deployment(record: Deployment) -> None:
+    """Write down that a version passed its check and is deployed."""
+    write_atomically(_deployment_path(record.name, record.version), record.model_dump_json(indent=1) + "\n")
+
+
+def sync_alias(name: str) -> dict[str, tuple[int, int]]:
+    """Set MLflow's aliases `champion` and `candidate` from the ledger; imports MLflow.
+
+    `candidate` is the newest registered version while it has not been promoted.
+
+    Returns:
+        What was repaired: alias → (version it had, version it has), 0 for none.
+    """
+    from . import tracking
+
+    entries = history(name)
+    current = _champion(entries)
+    steps = [entry for entry in entries if entry.event != "held"]
+    reigning = current.version if current else 0
+    newest = steps[-1] if steps else None
+    waiting = newest.version if newest and newest.event == "registered" and newest.version != reigning else 0
+    wanted = {"champion": reigning, "candidate": waiting}
+    return tracking.set_aliases(name, wanted)
+
+
+# --- rules ----------------------------------------------------------------------------------------------------------
+
+
+def _champion(entries: Sequence[Entry]) -> Entry | None:
+    return next((entry for entry in reversed(entries) if entry.event in REACHES_CHAMPION), None)
+
+
+def _promotable(name: str, entries: Sequence[Entry], version: int) -> Entry:
+    entry = _registered(entries, version, None)
+    if entry is None:
+        raise RegistryError(f"{name!r} has no version {version}", fix="only a version that the gate let in is promoted")
+    decision = read_decision(entry.decision)
+    require_promotion(decision, entry.content)
+    _require_not_rolled_back(entries, version)
+    _require_champion(decision, _champion(entries), version)
+    read_model(entry.content)
+    return entry
+
+
+def _registered(entries: Sequence[Entry], version: int | None, content: str | None) -> Entry | None:
+    for entry in reversed(entries):
+        if entry.event == "registered" and version in (None, entry.version) and content in (None, entry.content):
+            return entry
+    return None
+
+
+def _predecessor(entries: Sequence[Entry], version: int) -> Entry | None:
+    for entry in reversed(entries):
+        if entry.event == "promoted" and entry.version == version:
+            return _registered(entries, entry.replaces, None)
+    return None
+
+
+def _rollback_target(name: str, entries: Sequence[Entry], current: Entry, to: int | None) -> Entry:
+    if to is None:
+        target = _predecessor(entries, current.version)
+        if target is None:
+            raise RegistryError(
+                f"version {current.version} of {name!r} replaced no other: there is no earlier champion"
+            )
+        return target
+    earlier = sorted({entry.version for entry in entries if entry.event in REACHES_CHAMPION} - {current.version})
+    target = _registered(entries, to, None)
+    if to not in earlier or target is None:
+        raise RegistryError(
+            f"version {to} of {name!r} is the champion"
+            if to == current.version
+            else f"version {to} was never champion",
+            fix=f"choose one of {earlier}" if earlier else "there is no earlier champion",
+        )
+    return target
+
+
+def _require_candidate(decision: dict[str, Any], content: str) -> None:
+    if decision.get("candidate") != content:
+        raise RegistryError(
+            f"the decision is about another model ({str(decision.get('candidate'))[:16]}…, not {content[:16]}…)",
+            fix="run the gate on the model that is to be registered",
+        )
+
+
+def _require_champion(decision: dict[str, Any], current: Entry | None, version: int) -> None:
+    compared, today = decision.get("champion"), current.content if current else None
+    if compared == today:
+        return
+    now = f"version {current.version}" if current else "none"
+    raise RegistryError(
+        f"version {version} was compared with another champion than today's ({now}); another run was faster",
+        fix="run the recipe again: it compares with today's champion, and everything else comes from the cache",
+    )
+
+
+def _require_not_rolled_back(entries: Sequence[Entry], version: int) -> None:
+    for entry in reversed(entries):
+        if entry.event in REACHES_CHAMPION and entry.version == version:
+            return
+        if entry.event == "rolled_back" and entry.replaces == version:
+            raise RegistryError(
+                f"version {version} was rolled back on {entry.time:%Y-%m-%d} ({entry.reason}); a run cannot undo it",
+                fix=f"to make it champion again: assay rollback {entry.name} --to {version} --reason '…'",
+            )
+
+
+def _decision_path(digest: str) -> Path:
+    return registry_folder() / "decisions" / f"{digest}.json"
+
+
+def _deployment_path(name: str, version: int) -> Path:
+    return registry_folder() / "deployments" / name / f"{version}.json"

@@ -1,0 +1,366 @@
+"""What the training steps share: arguments, checkpoints that survive a kill, the loss curve, the effect check.
+
+The trainers are TRL's. A step keeps its checkpoints in the task's work folder, each sealed by the sha256 of its files;
+a torn one is removed and the one before it used. Run again after a kill, a step goes on from there with the same order
+of the data, the same random state and the same optimizer, and ends with the same bytes as if it had never stopped.
+"""
+
+import math
+import shutil
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..contracts.artifacts import Manifest, read_manifest, seal
+from ..contracts.errors import DataError, TrainingError
+from ..contracts.metrics import Summary
+from ..contracts.recipe import TrainSettings
+from ..runtime.context import Stopped, progress, work_folder
+from .models import load_model, load_tokenizer, save_model, set_threads
+
+CHECKPOINTS = 2
+"""Complete checkpoints kept: the newest, and one before it should that one be damaged."""
+MIN_WEIGHT_CHANGE = 1e-6
+"""Relative L2 change of the saved weights below which nothing was learned; one bf16 step is 4e-3 of a weight."""
+
+
+def device(settings: TrainSettings) -> str:
+    """Return `cuda` or `cpu`.
+
+    Raises:
+        TrainingError: The recipe asks for a GPU and there is none.
+    """
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    if settings.device == "cuda" and found == "cpu":
+        raise TrainingError("there is no GPU", where="device: cuda", fix="say device: auto, or use a GPU profile there")
+    return found if settings.device == "auto" else settings.device
+
+
+def arguments(settings: TrainSettings, seed: int, **more: Any) -> dict[str, Any]:
+    """Return the keywords that every trainer's configuration takes.
+
+    Args:
+        settings: The stage's section of the recipe.
+        seed: Of the data order and of whatever else is random.
+        more: What the stage adds or replaces.
+    """
+    on_gpu = device(settings) == "cuda"
+    return {
+        "output_dir": str(work_folder() / "checkpoints"),
+        "learning_rate": settings.learning_rate,
+        "num_train_epochs": settings.epochs,
+        "max_steps": settings.max_steps,
+        "per_device_train_batch_size": settings.batch_size,
+        "warmup_steps": settings.warmup_steps,
+        "weight_decay": settings.weight_decay,
+        "lr_scheduler_type": "linear",
+        "adam_beta2": 0.99,  # runs of tens of steps: 0.999 would still be warming up at the end
+        "bf16": on_gpu and settings.precision == "bf16",
+        "use_cpu": not on_gpu,
+        "gradient_checkpointing": settings.gradient_checkpointing,
+        "save_strategy": "steps",
+        "save_steps": settings.save_steps,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # the filter would hide what the effect check looks for
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": on_gpu,
+        "seed": seed,
+        "data_seed": seed,
+        **more,
+    }
+
+
+def load_trainable(folder: str | Path, settings: TrainSettings) -> tuple[Any, Any]:
+    """Return model (fp32, in training mode) and tokenizer, with frozen what does not train.
+
+    With `method: full` the embeddings stay as they are: a short run sees few of their rows, and they are a fifth of a
+    small model's arithmetic.
+    """
+    set_threads()
+    model, tokenizer = load_model(folder, dtype="float32"), load_tokenizer(folder)
+    model.train()
+    if settings.method == "full":
+        model.get_input_embeddings().weight.requires_grad_(False)
+        layers = model.model.layers
+        if settings.frozen_layers >= len(layers):
+            raise TrainingError(
+                f"the model has {len(layers)} layers, so nothing would train",
+                where=f"frozen_layers: {settings.frozen_layers}",
+                fix="lower it",
+            )
+        for layer in layers[: settings.frozen_layers]:
+            layer.requires_grad_(False)
+    return model, tokenizer
+
+
+def adapter(settings: TrainSettings) -> Any:
+    """Return PEFT's configuration for `method: lora`, None for `full`."""
+    if settings.method == "full":
+        return None
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=settings.lora_rank, lora_alpha=settings.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+
+
+def score_answers_only(trainer: Any, temperature: float = 1.0) -> None:
+    """On a CPU, let the trainer's model compute logits where there is a label, and nowhere else.
+
+    TRL's fused head does that on a GPU; on a CPU it scores every position, prompt and padding too, and twice. The
+    numbers are the same.
+
+    Args:
+        trainer: One of TRL's that calls its model with `fused_lm_head=True`.
+        temperature: That TRL's head was given.
+    """
+    if not trainer.args.use_cpu:
+        return
+    from trl.trainer.utils import FusedCausalLMOutput
+
+    model = trainer.model
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    before = model.forward
+
+    def forward(*positional: Any, fused_lm_head: bool = False, labels: Any = None, **named: Any) -> Any:
+        if not fused_lm_head:
+            return before(*positional, **({"labels": labels} if labels is not None else {}), **named)
+        hidden = model.base_model(*positional, **{**named, "use_cache": False}).last_hidden_state[:, :-1]
+        wanted = labels[:, 1:]
+        mask = wanted != -100
+        logits = model.get_output_embeddings()(hidden[mask]) / temperature
+        scored = -functional.cross_entropy(logits, wanted[mask], reduction="none")
+        with torch.no_grad():
+            right = (logits.argmax(-1) == wanted[mask]).float()
+            entropy = logits.logsumexp(-1) - (logits.softmax(-1) * logits).sum(-1)
+        empty = hidden.new_zeros(mask.shape)
+        return FusedCausalLMOutput(
+            loss=-scored.sum() / mask.sum().clamp(min=1),
+            log_probs=empty.masked_scatter(mask, scored),
+            entropy=empty.masked_scatter(mask, entropy),
+            is_top1=empty.masked_scatter(mask, right),
+            label_mask=mask,
+        )
+
+    model.forward = forward
+
+
+class Watcher(TrainerCallback):  # type: ignore[misc]
+    """Reports progress, seals checkpoints, stops on SIGTERM at the end of a step and on numbers that are not finite."""
+
+    def __init__(self, shown: Sequence[str]) -> None:
+        self.shown = shown
+        self.stopping = False
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
+        """Pass a step's numbers on."""
+        logs = more["logs"]
+        if "loss" not in logs:
+            return
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(float(logs.get(name, 0))):
+                raise TrainingError(
+                    f"{name} is {logs[name]} at step {state.global_step}: the training diverged",
+                    fix="lower learning_rate, or look at the longest rows of the data",
+                )
+        values = {name.rpartition("/")[2]: float(logs[name]) for name in self.shown if name in logs}
+        progress(state.global_step, state.max_steps, "steps", **values)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
+        """Save and stop, if the engine asked for it; do not save what is about to be finished."""
+        if self.stopping:
+            control.should_save = control.should_training_stop = True
+        elif state.global_step >= state.max_steps:
+            control.should_save = False
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
+        """Seal the checkpoint that was just written, then let the oldest go."""
+        folder = Path(args.output_dir)
+        seal(folder / f"checkpoint-{state.global_step}", "checkpoint")
+        for old in _checkpoints(folder)[:-CHECKPOINTS]:
+            shutil.rmtree(old)
+
+
+def train(trainer: Any, watcher: Watcher) -> None:
+    """Run a trainer from its newest good checkpoint to the end.
+
+    Raises:
+        Stopped: SIGTERM came; the state is saved.
+        TrainingError: The disk is full; checkpoints written before are kept.
+    """
+    folder = Path(trainer.args.output_dir)
+    latest = newest_checkpoint(folder)
+    with _sigterm_sets(watcher):
+        try:
+            trainer.train(resume_from_checkpoint=str(latest) if latest else None)
+        except OSError as error:
+            raise TrainingError(
+                f"a checkpoint could not be written: {error}",
+                where=str(folder),
+                fix="make room and run the step again: it goes on from the checkpoint before",
+            ) from error
+    if watcher.stopping:
+        raise Stopped
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """Return the newest complete checkpoint, removing those that a kill or the disk has damaged."""
+    for path in reversed(_checkpoints(folder)):
+        try:
+            read_manifest(path, "checkpoint")
+        except DataError:
+            shutil.rmtree(path)
+        else:
+            return path
+    return None
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+
+
+@contextmanager
+def _sigterm_sets(watcher: Watcher) -> Iterator[None]:
+    """Let SIGTERM end the training at the end of a step instead of in the middle of one."""
+
+    def ask(number: int, frame: object) -> None:
+        watcher.stopping = True
+
+    try:
+        before = signal.signal(signal.SIGTERM, ask)
+    except ValueError:  # not the main thread: a test
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def curve(trainer: Any, names: dict[str, str]) -> list[dict[str, float]]:
+    """Return the trainer's log, a point a step.
+
+    Args:
+        trainer: After training; its history goes through checkpoints.
+        names: TRL's name of each number to its name in the summary.
+    """
+    return [
+        {"step": entry["step"], **{ours: float(entry[theirs]) for theirs, ours in names.items() if theirs in entry}}
+        for entry in trainer.state.log_history
+        if "loss" in entry
+    ]
+
+
+def save(trainer: Any, tokenizer: Any, folder: str | Path, base: Manifest, metadata: dict[str, Any]) -> Manifest:
+    """Write the trained model as a `model` artifact, adapters merged: what is evaluated is what is served."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+    save_model(merged, tokenizer, folder)
+    kept = {key: value for key, value in base.metadata.items() if key in ("reference", "parameters", "chat_template")}
+    return seal(folder, "model", parents={"base": base}, metadata={**kept, **metadata})
+
+
+def weight_change(base: str | Path, tuned: str | Path) -> float:
+    """Return the relative L2 change of the weights as saved: ‖tuned − base‖ / ‖base‖."""
+    from safetensors import safe_open
+
+    moved = size = 0.0
+    before = {key: file for path in sorted(Path(base).glob("*.safetensors")) for key, file in _tensors(path)}
+    for path in sorted(Path(tuned).glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118  safe_open is no mapping
+                with safe_open(before[key], framework="pt") as other:
+                    old = other.get_tensor(key).double()
+                moved += float((file.get_tensor(key).double() - old).square().sum())
+                size += float(old.square().sum())
+    return math.sqrt(moved / size)
+
+
+def _tensors(path: Path) -> Iterator[tuple[str, Path]]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118
+            yield key, path
+
+
+def check_effect(
+    change: float, points: Sequence[dict[str, float]], checks: dict[str, tuple[bool, str]]
+) -> dict[str, Any]:
+    """Return the effect check of a step, or fail it: a step that taught nothing must not look like one that did.
+
+    Args:
+        change: Of the weights, relative.
+        points: The curve.
+        checks: The stage's own checks by name: whether it holds, and what to try if not.
+
+    Raises:
+        TrainingError: One does not hold.
+    """
+    every = {
+        "weights_changed": (change > MIN_WEIGHT_CHANGE, "raise learning_rate or the number of steps"),
+        "finite": (all(math.isfinite(point["loss"]) for point in points), "lower learning_rate"),
+        **checks,
+    }
+    for name, (holds, fix) in every.items():
+        if not holds:
+            raise TrainingError(
+                f"nothing was learned: the check {name!r} failed (weights changed by {change:.2g}, "
+                f"{len(points)} steps, loss {points[0]['loss']:.4g} → {points[-1]['loss']:.4g})",
+                fix=fix,
+            )
+    return {"weight_change": change, "ok": True, "checks": {name: holds for name, (holds, _) in every.items()}}
+
+
+def loss_ends(points: Sequence[dict[str, float]]) -> tuple[float, float]:
+    """Return the mean loss over the first and over the last tenth of the steps (at least one)."""
+    count = max(1, len(points) // 10)
+    losses = [point["loss"] for point in points]
+    return sum(losses[:count]) / count, sum(losses[-count:]) / count
+
+
+def summary(
+    step: str,
+    headline: str,
+    points: Sequence[dict[str, float]],
+    effect: dict[str, Any],
+    *,
+    examples: int,
+    tokens: int,
+    dropped: dict[str, int],
+    metrics: dict[str, float] | None = None,
+) -> Summary:
+    """Return a training step's summary.
+
+    Args:
+        step: Its name.
+        headline: One sentence.
+        points: The curve.
+        effect: Of `check_effect`.
+        examples: That were trained on.
+        tokens: Of these, prompt and answer.
+        dropped: Examples left out, by reason.
+        metrics: The stage's own scalars.
+    """
+    first, last = loss_ends(points)
+    return Summary(
+        step=step,
+        headline=headline,
+        metrics={
+            "loss_first": first,
+            "loss_last": last,
+            "weight_change": effect["weight_change"],
+            "steps": float(len(points)),
+            "examples": float(examples),
+            "tokens": float(tokens),
+            **(metrics or {}),
+        },
+        details={"curve": list(points), "effect": effect, "examples": examples, "dropped": dropped},
+    )

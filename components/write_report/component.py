@@ -1,0 +1,75 @@
+"""The wire of `write_report`. The work is in `report.py`."""
+
+from typing import Any, Optional
+
+from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Output
+
+from ..runtime.step import step
+
+
+@step("data")
+def write_report(
+    recipe: dict[str, Any],
+    version: int,
+    validation: Input[Metrics],
+    splits: Input[Metrics],
+    decision: Input[Artifact],
+    results: Input[Dataset],
+    evaluation: Input[Metrics],
+    judging: Input[Metrics],
+    data: Input[Dataset],
+    report: Output[HTML],
+    sft: Optional[Input[Metrics]] = None,
+    candidates: Optional[Input[Metrics]] = None,
+    pairs: Optional[Input[Metrics]] = None,
+    preference: Optional[Input[Metrics]] = None,
+    rl: Optional[Input[Metrics]] = None,
+    select_sft: Optional[Input[Metrics]] = None,
+    select_preference: Optional[Input[Metrics]] = None,
+    select_rl: Optional[Input[Metrics]] = None,
+) -> None:
+    """Tell one run on one page: the decision first, then its evidence.
+
+    Args:
+        recipe: The whole `Recipe`.
+        version: The registered version, 0 when the candidate was not promoted.
+        validation: Summary of `validate_data`.
+        splits: Summary of `prepare_data`.
+        decision: The gate's decision.
+        results: What every arm answered.
+        evaluation: Summary of `evaluate`.
+        judging: Summary of `judge`.
+        data: The splits; reads test.parquet for prompts and references.
+        report: One HTML file that asks for no other.
+        sft: Summary of that training step; as all below, None where the recipe has no such stage.
+        candidates: Summary of `sample_candidates`.
+        pairs: Summary of `build_preferences`.
+        preference: Summary of that training step.
+        rl: Summary of that training step.
+        select_sft: Whether that stage's model replaced its input.
+        select_preference: As `select_sft`.
+        select_rl: As `select_sft`.
+    """
+    from pathlib import Path
+
+    from ..contracts.artifacts import write_atomically
+    from ..contracts.recipe import Recipe
+    from .report import Run, render
+
+    given = {
+        "validation": validation,
+        "splits": splits,
+        "sft": sft,
+        "select_sft": select_sft,
+        "candidates": candidates,
+        "pairs": pairs,
+        "preference": preference,
+        "select_preference": select_preference,
+        "rl": rl,
+        "select_rl": select_rl,
+        "evaluation": evaluation,
+        "judging": judging,
+    }
+    summaries = {name: artifact.path for name, artifact in given.items() if artifact is not None}
+    run = Run.read(Recipe.model_validate(recipe), int(version), decision.path, results.path, data.path, summaries)
+    write_atomically(Path(report.path), render(run))

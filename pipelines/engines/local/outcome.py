@@ -1,0 +1,91 @@
+"""How a run ended: the gate's decision, the version in force, where the report lies, and what to do next."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from assay.components.contracts.errors import RunError
+
+from . import store
+from .store import RunRecord
+
+
+def read(home: Path, record: RunRecord) -> dict[str, Any]:
+    """Return the result of a run as JSON values.
+
+    Keys: `run`, `name`, `state`, `decision` (None if the gate was not reached), `reason`, `version` (0 when nothing was
+    promoted), `report` (path or None), `failed` (step to its message), `users_fault`, `seconds`.
+    """
+    decision = _decision(home, record)
+    page = _report_path(home, record)
+    failed = {path: task for path, task in record.tasks.items() if task.state == "FAILED"}
+    leaves = {path: task for path, task in failed.items() if not any(other.startswith(f"{path}/") for other in failed)}
+    return {
+        "run": record.id,
+        "name": record.name,
+        "state": record.state,
+        "decision": decision.get("decision"),
+        "reason": decision.get("reason", ""),
+        "version": _version(home, record),
+        "report": str(page) if page else None,
+        "failed": {path: task.message for path, task in leaves.items()},
+        "users_fault": bool(leaves) and all(task.exit_code == 2 for task in leaves.values()),
+        "seconds": round(max(record.finished - record.started, 0), 1),
+    }
+
+
+def report(home: Path, record: RunRecord) -> Path:
+    """Return the path of a run's HTML report.
+
+    Raises:
+        RunError: The run did not come so far.
+    """
+    path = _report_path(home, record)
+    if path is None:
+        raise RunError("this run has no report yet", where=record.id, fix=f"go on with it: assay resume {record.id}")
+    return path
+
+
+def words(result: dict[str, Any]) -> str:
+    """Write a result as the last lines of a run."""
+    if result["state"] != "SUCCEEDED":
+        return "\n".join([*_failures(result), f"Go on with: assay resume {result['run']}"])
+    headline = {
+        "promote": f"Promoted: {result['name']} version {result['version']} is champion.",
+        "hold": "Held: nothing was promoted.",
+        "inconclusive": "Inconclusive: nothing was promoted.",
+    }[result["decision"]]
+    lines = ["", headline, f"  {result['reason']}", f"  Report:  {result['report']}"]
+    if result["version"]:
+        lines.append(f"  Serve:   assay serve {result['name']}")
+    return "\n".join(lines)
+
+
+def _failures(result: dict[str, Any]) -> list[str]:
+    if result["state"] != "FAILED":
+        return ["", f"The run was {result['state'].lower()}; what is finished is kept."]
+    lines = [f"\n{path} failed: {message}" for path, message in result["failed"].items()]
+    return lines or ["\nThe run failed."]
+
+
+def _decision(home: Path, record: RunRecord) -> dict[str, Any]:
+    path = store.task_folder(home, record.id, "gate") / "outputs" / "decision" / "decision.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _report_path(home: Path, record: RunRecord) -> Path | None:
+    folder = store.task_folder(home, record.id, "write-report")
+    named, plain = folder / "report.html", folder / "outputs" / "report"
+    if not plain.is_file():
+        return None
+    named.unlink(missing_ok=True)
+    named.hardlink_to(plain)  # a browser goes by the ending, which an artifact's file has not
+    return named
+
+
+def _version(home: Path, record: RunRecord) -> int:
+    for path, task in record.tasks.items():
+        if path.endswith("deploy-model") and task.state in ("SUCCEEDED", "CACHED"):
+            output = store.read_json(store.task_folder(home, record.id, path) / "executor_output.json") or {}
+            return int(output.get("parameterValues", {}).get("Output", 0))
+    return 0

@@ -1,0 +1,179 @@
+"""The gate: what it promotes, what it holds, what it leaves open, and what it refuses to compare."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from kfp import dsl
+
+from assay.components.contracts.artifacts import read_manifest, seal
+from assay.components.contracts.errors import DataError, RecipeError
+from assay.components.contracts.metrics import Summary
+from assay.components.contracts.recipe import Criterion, GateSettings
+from assay.components.contracts.rows import Result, Verdict, write_rows
+from assay.components.gate.component import gate
+from assay.components.gate.decide import decide, findings_of, group_by_arm, judged
+from assay.components.shared.summary import write_summary
+from assay.components.shared.tasks.task import get_task
+
+METRICS = get_task("medication_directions").metrics
+SETTINGS = GateSettings(min_examples=50)
+DIGESTS = {"baseline": "b", "candidate": "c", "champion": "h"}
+
+
+def results(arm: str, exact: list[float], near_miss: list[float | None] | None = None) -> list[Result]:
+    misses = near_miss or [None] * len(exact)
+    return [
+        Result(
+            arm=arm,
+            example_id=f"{i:05}",
+            group=f"g{i}",
+            response="{}",
+            slices=[],
+            scores={"exact": value, "near_miss": miss},
+        )
+        for i, (value, miss) in enumerate(zip(exact, misses, strict=True))
+    ]
+
+
+def decision(settings: GateSettings = SETTINGS, digests: dict[str, str] = DIGESTS, **arms: list[float]):
+    rows = [row for arm, values in arms.items() for row in results(arm, values)]
+    grouped = group_by_arm(rows)
+    findings = findings_of(settings, METRICS, grouped)
+    return decide(settings, findings, digests, len(grouped["candidate"]), METRICS)
+
+
+def test_a_better_candidate_is_promoted_with_numbers_in_the_sentence():
+    made = decision(baseline=[0.0] * 100, champion=[0.0] * 40 + [1.0] * 60, candidate=[1.0] * 90 + [0.0] * 10)
+    assert made.decision == "promote"
+    assert "0.900 against 0.600" in made.reason
+    assert "n = 100" in made.reason
+
+
+def test_a_worse_candidate_is_held():
+    made = decision(baseline=[0.0] * 100, champion=[1.0] * 90 + [0.0] * 10, candidate=[1.0] * 60 + [0.0] * 40)
+    assert made.decision == "hold"
+
+
+def test_the_same_results_are_inconclusive_and_the_same_bytes_are_held():
+    same = [1.0] * 60 + [0.0] * 40
+    assert decision(baseline=[0.0] * 100, champion=same, candidate=same).decision == "inconclusive"
+    made = decision(digests={**DIGESTS, "champion": "c"}, baseline=[0.0] * 100, champion=same, candidate=same)
+    assert (made.decision, "byte for byte" in made.reason) == ("hold", True)
+
+
+def test_an_open_question_asks_for_more_examples():
+    candidate = [1.0] * 64 + [0.0] * 36
+    champion = [1.0] * 55 + [0.0] * 9 + [1.0] * 4 + [0.0] * 32
+    made = decision(baseline=[0.0] * 100, champion=champion, candidate=candidate)
+    assert made.decision == "inconclusive"
+    assert made.needed is not None
+    assert made.needed > 100
+    assert str(made.needed) in made.reason
+
+
+def test_too_few_examples_decide_nothing():
+    made = decision(baseline=[0.0] * 20, candidate=[1.0] * 20)
+    assert (made.decision, made.needed) == ("inconclusive", 50)
+
+
+def test_without_a_champion_the_baseline_is_what_counts():
+    made = decision(digests={"baseline": "b", "candidate": "c"}, baseline=[0.0] * 100, candidate=[1.0] * 100)
+    assert made.decision == "promote"
+    assert "1 required" in made.reason
+
+
+def test_a_critical_criterion_vetoes_a_better_primary_one():
+    settings = GateSettings(
+        min_examples=50,
+        criteria=[
+            Criterion(metric="exact"),
+            Criterion(metric="near_miss", tier="critical", test="non_inferiority", margin=0.05),
+        ],
+    )
+    rows = [
+        *results("baseline", [0.0] * 200, [1.0] * 100 + [None] * 100),
+        *results("champion", [0.5] * 200, [0.0] * 100 + [None] * 100),
+        *results("candidate", [1.0] * 200, [1.0] * 40 + [0.0] * 60 + [None] * 100),
+    ]
+    grouped = group_by_arm(rows)
+    findings = findings_of(settings, METRICS, grouped)
+    made = decide(settings, findings, DIGESTS, 200, METRICS)
+    assert made.decision == "hold"
+    assert "Near misses" in made.reason
+    assert next(f for f in findings if f.metric == "near_miss" and f.versus == "champion").n == 100
+
+
+def test_a_model_five_points_worse_is_hardly_ever_promoted():
+    rng, promoted = np.random.default_rng(0), 0
+    for _ in range(400):
+        draw = rng.random(200)
+        champion = (draw < 0.60).astype(float)
+        flip = rng.random(200)
+        candidate = np.where(champion == 1, flip >= 0.208, flip < 0.1875).astype(float)  # 0.60 → 0.55, 20 % flipped
+        promoted += (
+            decision(baseline=[0.0] * 200, champion=champion.tolist(), candidate=candidate.tolist()).decision
+            == "promote"
+        )
+    assert promoted / 400 <= 0.01
+
+
+def test_arms_on_different_examples_are_refused():
+    rows = [*results("baseline", [0.0] * 60), *results("candidate", [1.0] * 61)]
+    with pytest.raises(DataError, match="not measured on the same examples"):
+        group_by_arm(rows)
+    with pytest.raises(DataError, match="'candidate' was not measured"):
+        group_by_arm(results("baseline", [0.0]))
+
+
+def test_a_metric_the_task_has_not_is_named():
+    settings = GateSettings(criteria=[Criterion(metric="bleu")])
+    with pytest.raises(RecipeError, match="bleu"):
+        findings_of(settings, METRICS, group_by_arm([*results("baseline", [0.0]), *results("candidate", [1.0])]))
+
+
+def verdicts(wins: int, losses: int) -> list[Verdict]:
+    return [
+        Verdict(example_id=str(i), group=str(i), arm_a="candidate", arm_b="baseline", winner=w, first=w, swapped=w)
+        for i, w in enumerate(["a"] * wins + ["b"] * losses)
+    ]
+
+
+def test_a_judge_below_its_floor_cannot_decide():
+    settings = GateSettings(judge_may_decide=True)
+    [trusted] = judged(settings, {"may_decide": True, "compared": ["candidate", "baseline"]}, verdicts(30, 2))
+    [doubted] = judged(settings, {"may_decide": False, "compared": ["candidate", "baseline"]}, verdicts(30, 2))
+    assert (trusted.passed, doubted.passed) == (True, None)
+    assert judged(GateSettings(), {}, verdicts(30, 2)) == []
+
+
+def test_the_wire_writes_the_record_on_both_branches(tmp_path: Path):
+    for name, exact, wanted in (("yes", [1.0] * 100, True), ("no", [0.0] * 100, False)):
+        folder = tmp_path / name
+        write_rows(
+            folder / "results" / "results.parquet",
+            [*results("baseline", [0.0] * 100), *results("candidate", exact)],
+            Result,
+        )
+        seal(folder / "results", "results", metadata={"arms": {"baseline": "b", "candidate": "c"}})
+        write_rows(folder / "verdicts" / "verdicts.parquet", verdicts(3, 1), Verdict)
+        seal(folder / "verdicts", "verdicts")
+        judging = dsl.Metrics(uri=str(folder / "judging"))
+        write_summary(judging, Summary(step="judge", headline="-", details={"may_decide": False}))
+        out = dsl.Artifact(uri=str(folder / "decision"))
+        passed = gate.python_func(
+            settings=SETTINGS.model_dump(mode="json"),
+            task="medication_directions",
+            results=dsl.Dataset(uri=str(folder / "results")),
+            verdicts=dsl.Dataset(uri=str(folder / "verdicts")),
+            judging=judging,
+            decision=out,
+            summary=dsl.Metrics(uri=str(folder / "summary")),
+        )
+        record = json.loads((Path(out.path) / "decision.json").read_text())
+        assert passed is wanted
+        assert read_manifest(out.path, "decision").parents.keys() == {"results", "verdicts", "judging"}
+        assert record["examples"] == 100
+        assert record["arms"]["candidate"]["exact"]["n"] == 100
+        assert record["decision"] == ("promote" if wanted else "inconclusive")

@@ -1,0 +1,114 @@
+"""A model folder is read and written with nothing lost and nothing pickled."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from assay.components.contracts.artifacts import read_manifest
+from assay.components.contracts.errors import ModelError
+from assay.components.shared.models import (
+    check_model,
+    count_parameters,
+    load_model,
+    load_tokenizer,
+    model_digest,
+    save_model,
+    set_threads,
+)
+
+
+@pytest.fixture
+def folder(tiny_model: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny model that a test may spoil."""
+    target = tmp_path / "model"
+    shutil.copytree(tiny_model, target)
+    (target / "manifest.json").unlink()
+    return target
+
+
+def test_what_is_loaded_is_saved_as_the_same_bytes(tiny_model: Path, tmp_path: Path) -> None:
+    model, tokenizer = load_model(tiny_model), load_tokenizer(tiny_model)
+    save_model(model, tokenizer, tmp_path)
+    assert model.dtype is torch.float32
+    assert model_digest(tmp_path) == read_manifest(tiny_model).content
+
+
+def test_weights_are_bf16_and_tied_ones_stand_once(tiny_model: Path) -> None:
+    model = load_model(tiny_model, dtype="bfloat16")
+    assert model.dtype is torch.bfloat16
+    assert model.lm_head.weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()
+    assert count_parameters(tiny_model) == sum(weight.numel() for weight in model.parameters())
+    assert json.loads((tiny_model / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_the_tokenizer_says_nothing_of_where_it_was(tiny_model: Path) -> None:
+    settings = json.loads((tiny_model / "tokenizer_config.json").read_text())
+    assert not {"is_local", "local_files_only", "name_or_path"} & settings.keys()
+    tokenizer = load_tokenizer(tiny_model)
+    assert tokenizer.eos_token == "<|im_end|>"
+    assert tokenizer.pad_token_id is not None
+
+
+def test_changed_weights_change_the_digest(tiny_model: Path, tiny_tokenizer: Any, tmp_path: Path) -> None:
+    model = load_model(tiny_model)
+    with torch.no_grad():
+        model.model.norm.weight[0] += 1
+    save_model(model, tiny_tokenizer, tmp_path)
+    assert model_digest(tmp_path) != model_digest(tiny_model)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda folder: shutil.rmtree(folder), "there is no such folder"),
+        (lambda folder: (folder / "config.json").unlink(), "no config.json"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "there are no weights"),
+        (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), "are pickled"),
+    ],
+)
+def test_a_folder_that_is_no_model_is_refused(folder: Path, spoil: Any, said: str) -> None:
+    spoil(folder)
+    with pytest.raises(ModelError, match=said) as caught:
+        check_model(folder)
+    assert caught.value.where == str(folder)
+    assert caught.value.fix
+
+
+def test_truncated_weights_are_the_inputs_fault(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ModelError, match="transformers cannot read this model"):
+        load_model(folder)
+
+
+def test_a_model_that_wants_its_own_code_is_refused(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "strange", "auto_map": {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "code.py").write_text("raise SystemExit('this must not run')")
+    with pytest.raises(ModelError):
+        load_model(folder)
+
+
+def test_no_chat_template_is_refused(folder: Path) -> None:
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(ModelError, match="no chat template"):
+        load_tokenizer(folder)
+
+
+def test_no_tokenizer_is_refused(folder: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (folder / name).unlink()
+    with pytest.raises(ModelError):
+        load_tokenizer(folder)
+
+
+def test_threads_follow_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.setenv("ASSAY_CPUS", "1")
+    assert set_threads() == torch.get_num_threads() == 1
+    torch.set_num_threads(before)

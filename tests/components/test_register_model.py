@@ -1,0 +1,214 @@
+"""Against a real MLflow store on SQLite, one for the whole module: its first use runs the migrations."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from attempts import RECIPE, Attempt
+
+from assay.components.contracts.artifacts import read_manifest
+from assay.components.contracts.errors import DataError, RegistryError
+from assay.components.register_model import register
+from assay.components.register_model.register import flatten, metrics_of
+from assay.components.shared import registry, tracking
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("registry")
+
+
+@pytest.fixture(autouse=True)
+def _environment(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASSAY_REGISTRY", str(home))
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def client() -> Iterator[Any]:
+    with tracking.connected() as connected:
+        yield connected
+
+
+def aliases(name: str) -> dict[str, int]:
+    with tracking.connected() as client:
+        found = client.get_registered_model(name).aliases
+    return {alias: int(version) for alias, version in found.items()}
+
+
+def test_a_version_carries_its_files_and_all_of_its_evidence(tmp_path: Path, client: Any) -> None:
+    attempt = Attempt(tmp_path, "weights")
+    assert attempt.register("full") == 1
+    version = client.get_model_version("full", "1")
+    assert version.tags["content"] == attempt.content
+    assert version.tags["decision"] == registry.history("full")[0].decision
+    assert version.tags["data"] == read_manifest(tmp_path / "data").digest
+    assert version.tags["results"] == read_manifest(tmp_path / "results").digest
+    assert version.tags["base_model"] == "b" * 64
+    assert version.description == "exact rose with weights"
+    assert aliases("full") == {"candidate": 1}
+
+    model = client.get_logged_model(version.source.removeprefix("models:/"))
+    assert model.status == "READY"
+    run = client.get_run(model.source_run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["candidate/exact"] == 0.9
+    assert run.data.metrics["baseline/exact_low"] == 0.05
+    assert run.data.params["recipe.sft.learning_rate"] == "0.0003"
+    assert {metric.key for metric in model.metrics} == set(run.data.metrics)
+
+    folder = Path(mlflow.artifacts.download_artifacts("models:/full@candidate", dst_path=str(tmp_path / "download")))
+    assert (folder / "model.safetensors").read_text() == "weights"
+    card = (folder / "README.md").read_text()
+    for words in ("not clinical advice", "| candidate | exact | 0.9 | [0.8, 0.95] | 40 |", "| test | 40 |", "passed"):
+        assert words in card
+    signature = mlflow.models.get_model_info("models:/full/1").signature
+    assert "messages" in signature.inputs.input_names()
+    assert registry.read_model(attempt.content).content == attempt.content
+
+
+def test_the_embedded_store_has_a_write_ahead_log_and_no_second_copy(tmp_path: Path, home: Path) -> None:
+    attempt = Attempt(tmp_path, "weights of one copy")
+    attempt.register("once")
+    import sqlite3
+
+    with sqlite3.connect(home / "mlflow.db") as database:
+        assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    kept = registry.model_folder(attempt.content) / "model.safetensors"
+    [logged] = (home / "artifacts" / "once").rglob("model.safetensors")
+    assert logged.samefile(kept)
+    assert not kept.samefile(tmp_path / "model" / "model.safetensors")
+
+
+def test_files_are_uploaded_where_the_store_is_no_folder_of_this_machine(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(register, "_local_folder", lambda location: None)
+    attempt = Attempt(tmp_path, "weights to upload")
+    attempt.register("upload")
+    kept = registry.model_folder(attempt.content)
+    [logged] = (home / "artifacts" / "upload").rglob("model.safetensors")
+    assert not logged.samefile(kept / "model.safetensors")
+    names = {path.name for path in logged.parent.iterdir()}
+    assert names == {path.name for path in kept.iterdir()} | {"README.md", "MLmodel", "decision.json"}
+
+
+def test_the_same_bytes_are_the_same_version_without_mlflow(tmp_path: Path) -> None:
+    attempt = Attempt(tmp_path / "one", "weights")
+    assert attempt.register("same") == 1
+    code = (
+        "import json, sys; from kfp import dsl;"
+        "from assay.components.register_model.component import register_model;"
+        "inputs = {name: dsl.Artifact(uri=uri) for name, uri in json.loads(sys.argv[1]).items()};"
+        "recipe = json.loads(sys.argv[2]);"
+        "assert register_model(name='same', recipe=recipe, **inputs) == 1;"
+        "assert not {'mlflow', 'torch'} & set(sys.modules)"
+    )
+    inputs = attempt.inputs("candidate", "decision", "data", "results")
+    uris = json.dumps({name: artifact.uri for name, artifact in inputs.items()})
+    in_a_step = {**os.environ, "_KFP_RUNTIME": "true"}
+    subprocess.run([sys.executable, "-c", code, uris, RECIPE.model_dump_json()], check=True, env=in_a_step)
+    assert len(registry.history("same")) == 1
+    assert Attempt(tmp_path / "two", "weights").register("same") == 1
+    assert Attempt(tmp_path / "three", "other weights").register("same") == 2
+
+
+def test_a_killed_registration_finds_its_version_again(
+    tmp_path: Path, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = Attempt(tmp_path, "weights")
+
+    def killed(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "register", killed)
+        with pytest.raises(KeyboardInterrupt):
+            attempt.register("killed")
+    assert registry.history("killed") == []
+    assert attempt.register("killed") == 1
+    assert len(client.search_model_versions("name = 'killed'")) == 1
+
+
+def test_the_engines_run_is_used_and_left_open(tmp_path: Path, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = client.create_experiment("engine", artifact_location=tmp_path.as_uri())
+    run = client.create_run(experiment)
+    monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", experiment)
+    Attempt(tmp_path, "weights").register("engine")
+    found = client.get_run(run.info.run_id)
+    assert found.info.status == "RUNNING"
+    assert found.data.metrics["candidate/exact_high"] == 0.95
+
+
+@pytest.mark.parametrize("verdict", ["hold", "inconclusive"])
+def test_what_the_gate_held_is_not_registered(tmp_path: Path, verdict: str) -> None:
+    with pytest.raises(RegistryError, match="not 'promote'"):
+        Attempt(tmp_path, "weights", verdict=verdict).register("held")
+    assert registry.history("held") == []
+
+
+def test_another_models_decision_registers_nothing(tmp_path: Path) -> None:
+    attempt, other = Attempt(tmp_path / "one", "weights"), Attempt(tmp_path / "two", "other weights")
+    (tmp_path / "one" / "decision").rename(tmp_path / "gone")
+    (tmp_path / "two" / "decision").rename(tmp_path / "one" / "decision")
+    with pytest.raises(RegistryError, match="about another model"):
+        attempt.register("swapped")
+    assert other.content != attempt.content
+
+
+def test_an_altered_decision_registers_nothing(tmp_path: Path) -> None:
+    attempt = Attempt(tmp_path, "weights", verdict="hold")
+    path = tmp_path / "decision" / "decision.json"
+    path.write_text(path.read_text().replace('"hold"', '"promote"'))
+    with pytest.raises(DataError, match="sha256"):
+        attempt.register("forged")
+
+
+def test_altered_weights_are_not_registered(tmp_path: Path) -> None:
+    attempt = Attempt(tmp_path, "weights that change")
+    (tmp_path / "model" / "model.safetensors").write_text("weights that CHANGE")
+    with pytest.raises(DataError, match="sha256"):
+        attempt.register("altered")
+    assert registry.history("altered") == []
+
+
+def test_a_drifted_alias_is_repaired_from_the_ledger(tmp_path: Path, client: Any) -> None:
+    first = Attempt(tmp_path / "one", "weights")
+    first.register("drift")
+    registry.promote("drift", 1)
+    assert registry.sync_alias("drift") == {"champion": (0, 1), "candidate": (1, 0)}
+    Attempt(tmp_path / "two", "better weights", champion=first.content).register("drift")
+    assert aliases("drift") == {"champion": 1, "candidate": 2}
+    client.set_registered_model_alias("drift", "champion", "2")  # by hand, past the ledger
+    assert registry.sync_alias("drift") == {"champion": (2, 1)}
+    assert registry.sync_alias("drift") == {}
+    registry.promote("drift", 2)
+    registry.sync_alias("drift")
+    assert aliases("drift") == {"champion": 2}
+    registry.rollback("drift", "worse after all")
+    assert aliases("drift") == {"champion": 1}
+
+
+def test_a_reset_mlflow_store_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = Attempt(tmp_path / "one", "weights")
+    first.register("reset")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
+    with tracking.connected() as other:
+        other.create_registered_model("reset")
+    registry.promote("reset", 1)
+    with pytest.raises(RegistryError, match="cannot set the aliases"):
+        registry.sync_alias("reset")
+
+
+def test_metrics_and_params_are_what_mlflow_takes() -> None:
+    assert metrics_of({"arms": {"a": {"m": {"mean": 1, "low": float("nan"), "high": None, "n": 3}}}}) == {"a/m": 1.0}
+    flat = flatten({"a": {"b": 1, "c": None}, "d": ["x"], "e": "text"}, "recipe")
+    assert flat == {"recipe.a.b": "1", "recipe.a.c": "null", "recipe.d": '["x"]', "recipe.e": "text"}

@@ -1,0 +1,127 @@
+"""Intervals and tests against published or hand values, and against simulation."""
+
+import numpy as np
+import pytest
+
+from assay.components.shared.statistics import (
+    Counts,
+    holm,
+    mcnemar,
+    mean_interval,
+    paired_difference,
+    paired_test,
+    proportion,
+    required_n,
+    tango,
+    tango_z,
+)
+
+
+def pairs(rng: np.random.Generator, n: int, lost: float, gained: float) -> tuple[list[float], list[float]]:
+    """Paired 0/1 outcomes of a candidate and a reference with these shares of discordant pairs."""
+    draw = rng.random(n)
+    candidate = np.where(draw < lost, 0.0, np.where(draw < lost + gained, 1.0, (rng.random(n) < 0.7).astype(float)))
+    reference = np.where(draw < lost, 1.0, np.where(draw < lost + gained, 0.0, candidate))
+    return candidate.tolist(), reference.tolist()
+
+
+def test_wilson_agrees_with_statsmodels_and_does_not_collapse():
+    from statsmodels.stats.proportion import proportion_confint
+
+    for successes, n in ((0, 10), (3, 10), (10, 10), (180, 400)):
+        low, high = proportion_confint(successes, n, 0.05, method="wilson")
+        ours = proportion(successes, n)
+        assert (ours.low, ours.high) == pytest.approx((low, high), abs=1e-9)
+        assert ours.low < ours.high
+
+
+def test_mcnemar_is_the_exact_binomial():
+    assert mcnemar(Counts(10, 2, 100)) == pytest.approx(79 / 4096)  # (C(12,10)+C(12,11)+C(12,12)) / 2^12
+    assert mcnemar(Counts(0, 0, 100)) == 1.0
+
+
+def test_tango_at_zero_difference_is_mcnemars_score_statistic():
+    # At δ = 0 Tango's statistic is (b − c) / √(b + c).
+    assert tango_z(Counts(10, 2, 100), 0.0) == pytest.approx(8 / 12**0.5)
+
+
+def test_tango_interval_inverts_its_test_and_has_a_width_without_discordance():
+    low, high = tango(Counts(10, 2, 100))
+    assert tango_z(Counts(10, 2, 100), low) == pytest.approx(1.959964, abs=1e-4)
+    assert tango_z(Counts(10, 2, 100), high) == pytest.approx(-1.959964, abs=1e-4)
+    low, high = tango(Counts(0, 0, 50))
+    assert low == pytest.approx(-high)
+    assert 0.06 < high < 0.08
+
+
+@pytest.mark.parametrize("confidence", [0.90, 0.95])
+def test_tango_covers(confidence):
+    rng, covered = np.random.default_rng(0), 0
+    for _ in range(800):
+        new, old = pairs(rng, 120, 0.10, 0.15)
+        interval = paired_difference(new, old, confidence)
+        covered += interval.low <= 0.05 <= interval.high
+    assert covered / 800 > confidence - 0.025  # three standard errors
+
+
+def test_non_inferiority_keeps_its_level_at_the_margin():
+    rng = np.random.default_rng(1)
+    passed = 0
+    for _ in range(1500):
+        candidate, reference = pairs(rng, 200, 0.125, 0.075)  # truly 5 points worse
+        tested = paired_test(candidate, reference, better="higher", test="non_inferiority", margin=0.05, alpha=0.05)
+        passed += tested.passed is True
+    assert passed / 1500 <= 0.05 + 3 * (0.05 * 0.95 / 1500) ** 0.5
+
+
+def test_lower_is_better_turns_the_difference():
+    better = paired_test([0.0] * 40, [1.0] * 20 + [0.0] * 20, better="lower")
+    assert better.difference.mean == 0.5
+    assert better.passed is True
+    assert (better.candidate, better.reference) == (0.0, 0.5)
+
+
+def test_values_that_do_not_apply_are_left_out_and_counted():
+    tested = paired_test([1.0, None, 1.0, 0.0], [0.0, 1.0, None, 0.0], better="higher")
+    assert tested.difference.n == 2
+    nothing = paired_test([None], [1.0], better="higher")
+    assert (nothing.passed, nothing.difference.n) == (None, 0)
+
+
+def test_clusters_widen_the_interval_and_weaken_the_test():
+    new, old = [1.0, 1.0, 1.0, 1.0, 0.0] * 8, [0.0] * 40
+    keys = [i // 5 for i in range(40)]
+    alone = paired_test([1.0] * 5 + [0.0] * 35, old, better="higher")
+    together = paired_test([1.0] * 5 + [0.0] * 35, old, better="higher", clusters=keys)
+    assert alone.p_value < 0.05 < together.p_value  # five rows of one customer are one draw
+    assert paired_difference(new, old, clusters=keys).n == 40
+
+
+def test_fractional_scores_are_resampled_repeatably():
+    rng = np.random.default_rng(2)
+    new = rng.random(80).tolist()
+    old = (np.asarray(new) - 0.1 + rng.normal(0, 0.1, 80)).clip(0, 1).tolist()
+    first, again = (paired_test(new, old, better="higher") for _ in range(2))
+    assert first == again
+    assert first.passed is True
+    assert first.difference.low > 0
+
+
+def test_a_mean_without_variance_still_has_an_interval():
+    interval = mean_interval([0.5] * 20)
+    assert interval.low < 0.5 < interval.high
+
+
+def test_an_open_question_says_how_many_examples_would_close_it():
+    candidate = [1.0] * 14 + [0.0] * 8 + [1.0] * 78  # 14 gained, 8 lost of 100
+    reference = [0.0] * 14 + [1.0] * 8 + [1.0] * 78
+    tested = paired_test(candidate, reference, better="higher")
+    assert tested.passed is None
+    assert tested.needed is not None
+    assert tested.needed > 100
+    assert required_n(np.asarray([-1.0, 0.0]), 0.0, 0.05, 2) is None  # points the other way: more would not help
+
+
+def test_holm_steps_down():
+    assert holm([0.01, 0.04, 0.03], 0.05) == [True, False, False]
+    assert holm([0.01, 0.02, 0.04], 0.05) == [True, True, True]
