@@ -98,7 +98,7 @@ class Stages:
         split = prepare_data(settings=settings, accepted=checked.outputs["accepted"])
         place(split.set_display_name("Prepare data"), recipe, "light")
         base = import_model(reference=recipe.base_model)
-        place(base.set_display_name("Import base model"), recipe, "generate")
+        place(base.set_display_name("Import base model"), recipe, "light")
         self.data, self.base = split.outputs["data"], base.outputs["model"]
         self.summaries = {"validation": checked.outputs["summary"], "splits": split.outputs["summary"]}
         self.stages: dict[str, Any] = {}

@@ -24,8 +24,6 @@ from ..shared.tasks.task import Task
 CANDIDATE, REFERENCES = "candidate", ("champion", "baseline")
 BATCH = 16
 """Questions per call of the judge; what is judged is kept after each."""
-UNKNOWN = Interval(mean=0.5, low=0.0, high=1.0, n=0)
-"""Of a share of nothing."""
 
 Side = Literal["a", "b", "tie"]
 Said = Literal["a", "b", "tie", "unparsed"]
@@ -142,14 +140,11 @@ def summarise(
     """
     winners = Counter(verdict.winner for verdict in verdicts)
     points = [{"a": 1.0, "tie": 0.5, "b": 0.0}[verdict.winner] for verdict in verdicts]
-    win_rate = mean_interval(points, confidence) if points else UNKNOWN
+    win_rate = mean_interval(points, confidence) if points else None
     agreement, asked = agree(verdicts, confidence), len(verdicts) - equal
     consistent = sum(verdict.first == verdict.swapped != "unparsed" for verdict in verdicts) - equal
     unparsed = sum("unparsed" in (verdict.first, verdict.swapped) for verdict in verdicts)
-    may_decide = agreement.n > 0 and agreement.low >= settings.min_agreement
-    scalars = {"win_rate": win_rate.mean, "agreement": agreement.mean, "agreement_low": agreement.low}
-    if asked:
-        scalars["swap_consistency"] = consistent / asked
+    may_decide = agreement is not None and agreement.low >= settings.min_agreement
     details: dict[str, Any] = {
         "compared": list(arms),
         "n": len(verdicts),
@@ -159,30 +154,37 @@ def summarise(
         "unparsed": unparsed,
         "asked": asked,
         "equal_answers": equal,
-        "win_rate": {"mean": win_rate.mean, "low": win_rate.low, "high": win_rate.high},
+        "win_rate": _cell(win_rate),
         "swap_consistency": consistent / asked if asked else None,
-        "agreement": {"mean": agreement.mean, "low": agreement.low, "high": agreement.high, "n": agreement.n},
+        "agreement": _cell(agreement),
         "floor": settings.min_agreement,
         "may_decide": may_decide,
         "rubric": settings.rubric,
         "backend": settings.backend,
     }
-    counts = {"n": len(verdicts), "unparsed": unparsed, "equal_answers": equal, "may_decide": float(may_decide)}
-    return Summary(
-        step="judge",
-        headline=_headline(details),
-        metrics=counts | (scalars if verdicts else {}),
-        details=details,
-    )
+    known = {
+        "win_rate": win_rate.mean if win_rate else None,
+        "swap_consistency": details["swap_consistency"],
+        "agreement": agreement.mean if agreement else None,
+        "agreement_low": agreement.low if agreement else None,
+        **{name: float(details[name]) for name in ("n", "unparsed", "equal_answers", "may_decide")},
+    }
+    metrics = {name: value for name, value in known.items() if value is not None}
+    return Summary(step="judge", headline=_headline(details), metrics=metrics, details=details)
 
 
-def agree(verdicts: Sequence[Verdict], confidence: float) -> Interval:
-    """Return the share of examples with a better answer on which the judge, in both orders, named it."""
+def agree(verdicts: Sequence[Verdict], confidence: float) -> Interval | None:
+    """Return the share of examples with a better answer on which the judge, in both orders, named it; None for none."""
     labelled = [verdict for verdict in verdicts if verdict.label in ("a", "b")]
     if not labelled:
-        return UNKNOWN
+        return None
     right = sum(verdict.winner == verdict.label for verdict in labelled)
     return proportion(right, len(labelled), confidence)
+
+
+def _cell(interval: Interval | None) -> dict[str, float | None]:
+    """Return a cell of the table; a share of nothing has no mean."""
+    return interval.model_dump() if interval else {"mean": None, "low": 0.0, "high": 1.0, "n": 0}
 
 
 def _verdict(pair: Pair, first: Said, swapped: Said, labelled: Side) -> Verdict:

@@ -14,6 +14,8 @@ from pathlib import Path
 from ..contracts.artifacts import digest_of, sha256_file
 
 OURS = "assay."
+DISTRIBUTIONS = {"yaml": "PyYAML"}
+"""Modules whose distribution has another name (case, `-` and `_` aside)."""
 
 
 def code_digest(module: str) -> str:
@@ -37,7 +39,8 @@ def code_digest(module: str) -> str:
                 waiting.append(imported)
             else:
                 libraries.add(imported.split(".")[0])
-    return digest_of({"sources": sources, "libraries": _versions(frozenset(libraries))})
+    versions = {library: _version(library) for library in libraries - sys.stdlib_module_names}
+    return digest_of({"sources": sources, "libraries": versions})
 
 
 @cache
@@ -77,11 +80,12 @@ def _imports(name: str, path: Path) -> frozenset[str]:
 
 
 @cache
-def _versions(libraries: frozenset[str]) -> dict[str, str]:
-    by_module = importlib.metadata.packages_distributions()
-    wanted = {name for name in libraries if name not in sys.stdlib_module_names}
-    return {
-        distribution: importlib.metadata.version(distribution)
-        for name in sorted(wanted)
-        for distribution in by_module.get(name, [])
-    }
+def _version(library: str) -> str:
+    """Return the installed version of the distribution that provides a module, or that there is none.
+
+    Asked by name: to look through the files of every distribution, as `packages_distributions` does, takes a second.
+    """
+    try:
+        return importlib.metadata.version(DISTRIBUTIONS.get(library, library))
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

@@ -123,9 +123,10 @@ class LocalJudge:
     def __init__(self, folder: str | Path) -> None:
         import torch
 
-        from .models import load_model, load_tokenizer, model_digest, set_threads
+        from .models import check_model, load_model, load_tokenizer, model_digest, set_threads
 
         set_threads()
+        check_model(folder)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.tokenizer = load_tokenizer(folder)
         self.letters = [self._letter(folder, letter) for letter in ("A", "B")]
@@ -143,10 +144,8 @@ class LocalJudge:
         from .chat import prompt_ids
 
         closing = "Which answer is better? Reply with one letter: A or B."
-        prompts = [
-            prompt_ids(self.tokenizer, [Message(role="user", content=write_question(question, closing))])
-            for question in questions
-        ]
+        texts = [self._disarm(write_question(question, closing)) for question in questions]
+        prompts = [prompt_ids(self.tokenizer, [Message(role="user", content=text)]) for text in texts]
         width = max(map(len, prompts))
         ids = torch.tensor([[self.tokenizer.pad_token_id] * (width - len(prompt)) + prompt for prompt in prompts])
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
@@ -161,6 +160,13 @@ class LocalJudge:
         # The normaliser of the softmax cancels: a difference of logits is one of log-probabilities.
         gaps: list[float] = (logits[:, self.letters[0]] - logits[:, self.letters[1]]).double().tolist()
         return gaps
+
+    def _disarm(self, text: str) -> str:
+        """Break up control tokens, with which an answer could end the user's turn and speak as the judge."""
+        for token in self.tokenizer.added_tokens_decoder.values():
+            if token.special:
+                text = text.replace(token.content, f"{token.content[0]} {token.content[1:]}")
+        return text
 
     def _letter(self, folder: str | Path, letter: str) -> int:
         ids = self.tokenizer(letter, add_special_tokens=False)["input_ids"]

@@ -44,6 +44,8 @@ class Step:
     state: str = "PENDING"
     started: float = 0.0
     seconds: float = 0.0
+    first: dict[str, Any] = field(default_factory=dict)
+    """Its first report of progress: what came before was imports and loading."""
     progress: dict[str, Any] = field(default_factory=dict)
     message: str = ""
 
@@ -55,9 +57,10 @@ class Step:
         """Return the seconds still to go, from the step's own progress where it reports any."""
         if self.state in FINAL:
             return 0.0
-        done, total = self.progress.get("done", 0), self.progress.get("total", 0)
-        if self.state == "RUNNING" and done and total:
-            return self.elapsed() * (total - done) / done
+        made = self.progress.get("done", 0) - self.first.get("done", 0)
+        if self.state == "RUNNING" and made > 0:
+            each = (self.progress["time"] - self.first["time"]) / made
+            return float(each * (self.progress["total"] - self.progress["done"]))
         return max(self.expected * pace - (self.elapsed() if self.state == "RUNNING" else 0), 0)
 
 
@@ -83,6 +86,7 @@ class Board:
             return None
         if event.kind == "task_progress":
             step.progress = event.progress
+            step.first = step.first or event.progress
         elif event.kind == "task_state":
             if event.state == "RUNNING":
                 step.started = time.monotonic()

@@ -1,0 +1,552 @@
+"""One run on one page: what was decided, what speaks for it, and where it came from."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..contracts.artifacts import Manifest, read_manifest
+from ..contracts.errors import DataError
+from ..contracts.metrics import Metric, Summary
+from ..contracts.recipe import Recipe
+from ..contracts.rows import Example, Result, read_rows
+from ..shared.summary import read_seconds, read_summary
+from . import cases, figures
+from .words import ARMS, NOTHING, cell, duration, gain, number, p_value, percent, plain, points
+
+STAGES = {"sft": "SFT", "preference": "DPO", "rl": "GRPO"}
+STEPS = {
+    "validation": "Validate data",
+    "splits": "Prepare data",
+    "sft": "Train SFT",
+    "select_sft": "Select after SFT",
+    "candidates": "Sample candidates",
+    "pairs": "Build preference pairs",
+    "preference": "Train DPO",
+    "select_preference": "Select after DPO",
+    "rl": "Train GRPO",
+    "select_rl": "Select after GRPO",
+    "evaluation": "Evaluate every arm",
+    "judging": "Judge",
+}
+SERIES = {
+    "loss": "Loss",
+    "reward": "Mean reward",
+    "exact": "Right answers in the samples",
+    "accuracy": "Pairs ranked right",
+    "margin": "Reward margin, chosen less rejected",
+    "informative_groups": "Groups that carry a gradient",
+}
+"""Numbers of a training curve that are worth a figure, by name."""
+STATES = {True: "pass", False: "fail", None: "open"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that the page shows, read and verified."""
+
+    recipe: Recipe
+    version: int
+    decision: dict[str, Any]
+    results: dict[str, dict[str, Result]]
+    """By arm and example."""
+    examples: dict[str, Example]
+    summaries: dict[str, Summary]
+    """By the names of `STEPS`; a stage that the recipe leaves out is absent."""
+    seconds: dict[str, float | None]
+    manifests: dict[str, Manifest]
+
+    @classmethod
+    def read(
+        cls,
+        recipe: Recipe,
+        version: int,
+        decision: str | Path,
+        results: str | Path,
+        data: str | Path,
+        summaries: Mapping[str, str | Path],
+    ) -> "Run":
+        """Read the artifacts of a run.
+
+        Args:
+            recipe: What the run was compiled from.
+            version: 0 when nothing was promoted.
+            decision: Folder of the gate's decision.
+            results: Folder of `Result` rows.
+            data: Folder of the splits.
+            summaries: Folder of each step's summary, by the names of `STEPS`.
+
+        Raises:
+            DataError: An artifact is missing, of another kind, or was changed.
+        """
+        manifests = {
+            "data": read_manifest(data, "splits"),
+            "results": read_manifest(results, "results"),
+            "decision": read_manifest(decision, "decision"),
+        }
+        manifests |= {name: read_manifest(folder, "summary") for name, folder in summaries.items()}
+        rows: dict[str, dict[str, Result]] = {}
+        for row in read_rows(Path(results) / "results.parquet", Result):
+            rows.setdefault(row.arm, {})[row.example_id] = row
+        return cls(
+            recipe=recipe,
+            version=version,
+            decision=json.loads((Path(decision) / "decision.json").read_bytes()),
+            results=rows,
+            examples={row.id: row for row in read_rows(Path(data) / "test.parquet", Example)},
+            summaries={name: read_summary(folder) for name, folder in summaries.items()},
+            seconds={name: read_seconds(folder) for name, folder in summaries.items()},
+            manifests=manifests,
+        )
+
+    def details(self, name: str) -> dict[str, Any]:
+        """Return the tables of a step's summary; empty where the step did not run."""
+        return dict(self.summaries[name].details) if name in self.summaries else {}
+
+    @property
+    def metrics(self) -> list[Metric]:
+        """The task's metrics, the primary one first.
+
+        Raises:
+            DataError: The evaluation names none.
+        """
+        metrics = [Metric.model_validate(metric) for metric in self.details("evaluation").get("metrics") or []]
+        if not metrics:
+            raise DataError("the evaluation's summary names no metric", where="evaluation: details.metrics")
+        return metrics
+
+    @property
+    def harm(self) -> Metric | None:
+        """The metric to look at beside the primary one: the first of which lower is better, else the second."""
+        others = self.metrics[1:]
+        return next((metric for metric in others if metric.better == "lower"), next(iter(others), None))
+
+    @property
+    def arms(self) -> dict[str, dict[str, Any]]:
+        """Arm to its table of metrics, in the order of the climb."""
+        tables = self.details("evaluation").get("arms") or self.decision.get("arms") or {}
+        return {arm: tables[arm] for arm in [*ARMS, *sorted(tables.keys() - ARMS.keys())] if arm in tables}
+
+
+def render(run: Run) -> str:
+    """Return the page: the same bytes for the same artifacts."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent, encoding="utf-8"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"plain": plain, "duration": duration, "percent": percent}
+    page = environment.get_template("report.html.j2").render(
+        recipe=run.recipe,
+        banner=banner(run),
+        keys=key_numbers(run),
+        climb=climb(run),
+        stages=stages(run),
+        gate=gate(run),
+        judge=judge(run),
+        slices=slices(run),
+        training=training(run),
+        cases=compare(run),
+        data=data(run),
+        lineage=lineage(run),
+        task=run.recipe.task,
+        recipe_text=yaml.safe_dump(run.recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+    )
+    return page + "\n"
+
+
+def banner(run: Run) -> dict[str, str]:
+    """Return the decision in a few words, its state, and the gate's reason."""
+    verdict, needed = run.decision["decision"], run.decision.get("needed")
+    if verdict == "promote":
+        words = f"Promoted as version {run.version}" if run.version else "Passed the gate"
+        state, mark = "pass", "✓"
+    elif verdict == "hold":
+        words, state, mark = "Held", "fail", "✕"
+    else:
+        more = max(0, int(needed) - int(run.decision.get("examples") or 0)) if needed else 0
+        words = f"Inconclusive, needs {more:,} more held-out examples" if more else "Inconclusive"
+        state, mark = "open", "?"
+    return {"words": words, "state": state, "mark": mark, "reason": str(run.decision.get("reason") or "")}
+
+
+def key_numbers(run: Run) -> list[dict[str, Any]]:
+    """Return base → candidate on the two metrics to look at first."""
+    arms, shown = run.arms, []
+    for metric in [run.metrics[0], run.harm]:
+        if metric is None or "candidate" not in arms or "baseline" not in arms:
+            continue
+        before, after = cell(arms["baseline"], metric), cell(arms["candidate"], metric)
+        if before["mean"] is None or after["mean"] is None:
+            continue
+        change = _oriented(metric, after["mean"] - before["mean"])
+        champion = cell(arms["champion"], metric) if "champion" in arms else None
+        shown.append(
+            {
+                "metric": metric,
+                "before": before,
+                "after": after,
+                "champion": champion,
+                "change": gain(metric, after["mean"] - before["mean"]),
+                "unit": "points" if metric.unit == "share" else metric.unit,
+                "good": change > 0,
+                "bad": change < 0,
+            }
+        )
+    return shown
+
+
+def climb(run: Run) -> dict[str, Any]:
+    """Return a dot plot for each metric, and the table behind them."""
+    arms, metrics = run.arms, run.metrics
+    same = _same_as_candidate(run)
+    charts = []
+    for metric in metrics:
+        dots = [
+            figures.Dot(ARMS.get(arm, arm), found["mean"], found["low"], found["high"], strong=arm == "candidate")
+            for arm, found in ((arm, cell(table, metric)) for arm, table in arms.items())
+        ]
+        title = f"{metric.title} by arm, {metric.better} is better"
+        charts.append({"metric": metric, "svg": figures.dot_plot(title, dots, number(metric), metric.high)})
+    rows = [
+        {
+            "arm": ARMS.get(arm, arm),
+            "strong": arm == "candidate",
+            "same": same if arm == "candidate" else "",
+            "cells": [cell(table, metric) for metric in metrics],
+        }
+        for arm, table in arms.items()
+    ]
+    return {
+        "charts": charts,
+        "metrics": metrics,
+        "rows": rows,
+        "same": same,
+        "champion": "champion" in arms,
+        "confidence": percent(run.recipe.evaluate.confidence),
+    }
+
+
+def _same_as_candidate(run: Run) -> str:
+    """Return the stage whose model the candidate is, by content digest."""
+    digests = run.manifests["results"].metadata.get("arms") or {}
+    mine = digests.get("candidate")
+    found = [STAGES[arm] for arm in STAGES if mine and digests.get(arm) == mine]
+    if found:
+        return found[-1]
+    return "the base model" if mine and digests.get("baseline") == mine else ""
+
+
+def stages(run: Run) -> list[dict[str, Any]]:
+    """Return for each stage whether its model replaced its input, and why."""
+    by_name, rows = {metric.name: metric for metric in run.metrics}, []
+    for stage, title in STAGES.items():
+        chosen = run.details(f"select_{stage}")
+        row: dict[str, Any] = {"title": title, "state": "absent", "verdict": "Not in this run", "reason": ""}
+        if chosen:
+            kept = chosen.get("chosen") == "challenger"
+            row |= {"state": "pass" if kept else "fail", "verdict": "Kept" if kept else "Left out"}
+            row["reason"] = str(chosen.get("reason") or "")
+            row |= _measured(chosen, by_name.get(str(chosen.get("metric")), run.metrics[0]))
+        elif stage in run.summaries:
+            row |= {"state": "open", "verdict": "Trained, not compared"}
+        rows.append(row)
+    return rows
+
+
+def _measured(chosen: Mapping[str, Any], metric: Metric) -> dict[str, Any]:
+    difference = chosen.get("difference") or {}
+    ends = [gain(metric, difference.get(end)) for end in ("low", "high")]
+    return {
+        "metric": metric.title,
+        "before": cell(chosen.get("incumbent") or {}, metric)["text"],
+        "after": cell(chosen.get("challenger") or {}, metric)["text"],
+        "difference": gain(metric, difference.get("mean")),
+        "interval": "" if NOTHING in ends else f"{ends[0]} to {ends[1]}",
+    }
+
+
+def gate(run: Run) -> dict[str, Any]:
+    """Return the criteria with a forest plot: gains to the right, whichever way a metric is better."""
+    by_name = {metric.name: metric for metric in run.metrics}
+    found = [_criterion(one, by_name) for one in run.decision.get("criteria") or []]
+    values = [
+        value for one in found for value in (one["gain"], one["low"], one["high"], one["threshold"], 0) if value is not None
+    ]
+    units = {one["metric"].unit for one in found}
+    scale = _scale(values)
+    rows = []
+    for one in found:
+        dot = figures.Dot("", one["gain"], one["low"], one["high"])
+        title = f"{one['metric'].title} against {one['versus']}: gain {one['gain_text']} {one['interval']}"
+        rows.append(one | {"svg": figures.strip(title, dot, scale, one["threshold"], one["state"])})
+    show = percent if units == {"share"} else points
+    return {
+        "rows": rows,
+        "axis": figures.strip_axis(scale, lambda value: show(value).replace("-", "\N{MINUS SIGN}")),
+        "shares": units == {"share"},
+        "policy": run.decision.get("policy") or {},
+        "policy_text": yaml.safe_dump(run.decision.get("policy") or {}, sort_keys=False, allow_unicode=True),
+        "alpha": run.decision.get("alpha"),
+        "examples": run.decision.get("examples"),
+        "needed": run.decision.get("needed"),
+    }
+
+
+def _scale(values: Sequence[float]) -> figures.Scale:
+    """Return the scale of the forest plot: all intervals, a little air, never empty."""
+    low, high = min(values, default=-0.1), max(values, default=0.1)
+    air = max((high - low) * 0.06, 0.01)
+    return figures.Scale(low - air, high + air, 6, 234)
+
+
+def _criterion(one: Mapping[str, Any], by_name: Mapping[str, Metric]) -> dict[str, Any]:
+    """Return a criterion as gains: above 0 is better than the reference."""
+    name = str(one["metric"])
+    metric = by_name.get(name) or Metric(name=name, title=plain(name).capitalize(), better="higher", definition="")
+    worth, low, high = _gains(one, metric)
+    margin = float(one.get("margin") or 0)
+    lower = one.get("test") == "non_inferiority"
+    ends = (NOTHING if low is None else gain(metric, low), NOTHING if high is None else gain(metric, high))
+    passed = one.get("passed")
+    return {
+        "metric": metric,
+        "tier": str(one.get("tier") or ""),
+        "versus": ARMS.get(str(one.get("versus")), str(one.get("versus"))).lower(),
+        "test": f"not worse by {gain(metric, margin).lstrip('+')}" if lower else "better",
+        "threshold": -margin if lower else margin,
+        "n": one.get("n"),
+        "candidate": cell({name: {"mean": one.get("candidate")}}, metric)["text"],
+        "reference": cell({name: {"mean": one.get("reference")}}, metric)["text"],
+        "gain": worth,
+        "low": low,
+        "high": high,
+        "gain_text": gain(metric, worth),
+        "interval": "" if low is None and high is None else f"{ends[0]} to {ends[1]}",
+        "p_value": p_value(one.get("p_value")),
+        "state": STATES.get(passed, "open"),
+        "verdict": {"pass": "Pass", "fail": "Fail", "open": "Open"}[STATES.get(passed, "open")],
+        "needed": one.get("needed"),
+    }
+
+
+def _gains(one: Mapping[str, Any], metric: Metric) -> tuple[float | None, float | None, float | None]:
+    """Return difference and interval with the sign that makes a gain positive."""
+    value, low, high = one.get("difference"), one.get("low"), one.get("high")
+    if metric.better == "higher" or value is None:
+        return value, low, high
+    return -value, None if high is None else -high, None if low is None else -low
+
+
+def _oriented(metric: Metric, value: float) -> float:
+    return value if metric.better == "higher" else -value
+
+
+def judge(run: Run) -> dict[str, Any]:
+    """Return the judge's card: its verdicts, and how far it may be believed."""
+    card = run.details("judging") or dict(run.decision.get("judge") or {})
+    rate, agreement, floor = card.get("win_rate") or {}, card.get("agreement") or {}, card.get("floor")
+    scale = figures.Scale(0, 1, 6, 234)
+
+    def bar(title: str, found: Mapping[str, Any], threshold: float, state: str) -> Any:
+        dot = figures.Dot("", found["mean"], found.get("low"), found.get("high"))
+        return figures.strip(title, dot, scale, threshold, state)
+
+    may = bool(card.get("may_decide"))
+    return {
+        "headline": run.summaries["judging"].headline if "judging" in run.summaries else "",
+        "present": bool(card.get("n")),
+        "backend": run.recipe.judge.backend,
+        "card": card,
+        "may_decide": may,
+        "rate": _share(rate),
+        "agreement": _share(agreement),
+        "floor": None if floor is None else percent(floor),
+        "rate_svg": bar("win rate against one half", rate, 0.5, "open") if rate.get("mean") is not None else None,
+        "agreement_svg": bar("agreement with labels against its floor", agreement, floor or 0, "pass" if may else "fail")
+        if agreement.get("mean") is not None
+        else None,
+        "axis": figures.strip_axis(scale, percent),
+        "compared": [ARMS.get(str(arm), str(arm)) for arm in card.get("compared") or ["candidate", "baseline"]],
+        "consistency": None if card.get("swap_consistency") is None else percent(card["swap_consistency"]),
+        "rubric": card.get("rubric") or run.recipe.judge.rubric,
+    }
+
+
+def _share(found: Mapping[str, Any]) -> str:
+    if found.get("mean") is None:
+        return NOTHING
+    ends = found.get("low"), found.get("high")
+    interval = "" if None in ends else f" ({percent(ends[0])} to {percent(ends[1])})"
+    return percent(found["mean"]) + interval
+
+
+def slices(run: Run) -> list[dict[str, Any]]:
+    """Return a heat table for the primary metric and for the one beside it; the better, the deeper."""
+    tables: dict[str, dict[str, Any]] = run.details("evaluation").get("slices") or {}
+    shown = []
+    for metric in [run.metrics[0], run.harm]:
+        if metric is None:
+            continue
+        rows = [_slice(name, table, metric, list(run.arms)) for name, table in sorted(tables.items())]
+        rows = [row for row in rows if row["n"]]
+        if rows:
+            shown.append({"metric": metric, "arms": [ARMS.get(arm, arm) for arm in run.arms], "rows": rows})
+    return shown
+
+
+def _slice(name: str, table: Mapping[str, Any], metric: Metric, arms: Sequence[str]) -> dict[str, Any]:
+    cells = [cell(table.get(arm) or {}, metric) for arm in arms]
+    span = (metric.high - metric.low) or 1.0
+    for one in cells:
+        share = 0.0 if one["mean"] is None else min(max((one["mean"] - metric.low) / span, 0), 1)
+        one["heat"] = "" if one["mean"] is None else f"{round(100 * (share if metric.better == 'higher' else 1 - share))}"
+    known = dict(zip(arms, cells, strict=True))
+    before, after = (known.get(arm, {}).get("mean") for arm in ("baseline", "candidate"))
+    change = None if before is None or after is None else after - before
+    return {
+        "key": name.partition("=")[0],
+        "value": name.partition("=")[2] or name,
+        "n": max((one["n"] for one in cells), default=0),
+        "cells": cells,
+        "change": gain(metric, change),
+        "worse": change is not None and _oriented(metric, change) < 0,
+    }
+
+
+def training(run: Run) -> list[dict[str, Any]]:
+    """Return the curves of each training step, and whether it had an effect at all."""
+    shown = []
+    for stage, title in STAGES.items():
+        if stage not in run.summaries:
+            continue
+        details = run.details(stage)
+        effect = details.get("effect") or {}
+        shown.append(
+            {
+                "title": title,
+                "headline": run.summaries[stage].headline,
+                "charts": _curves(title, details.get("curve") or []),
+                "ok": effect.get("ok"),
+                "checks": effect.get("checks") or {},
+                "facts": _facts(run, stage, details, effect),
+            }
+        )
+    return shown
+
+
+def _facts(run: Run, stage: str, details: Mapping[str, Any], effect: Mapping[str, Any]) -> list[str]:
+    """Return a training step's small print: amounts, what was dropped, the change of the weights, the time."""
+    tokens, change = run.summaries[stage].metrics.get("tokens"), effect.get("weight_change")
+    dropped = [f"{count:,} dropped: {plain(name)}" for name, count in (details.get("dropped") or {}).items() if count]
+    return [
+        *([f"{details['examples']:,} examples"] if details.get("examples") is not None else []),
+        *([f"{tokens:,.0f} tokens"] if tokens else []),
+        *dropped,
+        *([f"weights changed by {100 * change:.2g}%"] if change is not None else []),
+        *([duration(run.seconds[stage])] if run.seconds.get(stage) is not None else []),
+    ]
+
+
+def _curves(title: str, curve: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
+    charts = []
+    # The loss of a policy gradient says nothing of progress: it stands near zero by construction.
+    wanted = [name for name in SERIES if not (name == "loss" and any("reward" in point for point in curve))]
+    for name in wanted:
+        line = [(float(point["step"]), float(point[name])) for point in curve if point.get(name) is not None]
+        if not line:
+            continue
+        first, last = points(line[0][1]), points(line[-1][1])
+        label = f"{title}: {SERIES[name]} from {first} to {last}"
+        charts.append(
+            {"name": SERIES[name], "first": first, "last": last, "svg": figures.line_chart(label, line, points)}
+        )
+    return charts
+
+
+def compare(run: Run) -> list[dict[str, Any]]:
+    """Return the examples won and lost against the base model and against SFT."""
+    if "candidate" not in run.results:
+        return []
+    primary, harm = run.metrics[0], run.harm
+    lower = harm if harm is not None and harm.better == "lower" else None
+    return [
+        cases.compare(run.results, run.examples, other, primary, lower) | {"harm": lower}
+        for other in ("baseline", "sft")
+        if other in run.results
+    ]
+
+
+def data(run: Run) -> dict[str, Any]:
+    """Return what came in, what was refused and why, and where the rest went."""
+    checked, parted = run.details("validation"), run.details("splits")
+    parts = {name: one for name, one in (parted.get("splits") or {}).items() if one.get("rows")}
+    expectations = checked.get("expectations") or []
+    return {
+        "headlines": [run.summaries[name].headline for name in ("validation", "splits") if name in run.summaries],
+        "checked": checked,
+        "reasons": sorted((checked.get("reasons") or {}).items(), key=lambda item: (-item[1], item[0])),
+        "unmet": [one for one in expectations if not one.get("success")],
+        "expectations": len(expectations),
+        "parts": parts,
+        "duplicates": parted.get("duplicates_dropped", 0),
+        "conflicts": parted.get("conflicts", 0),
+        "pairs": pairs(run),
+    }
+
+
+def pairs(run: Run) -> dict[str, Any] | None:
+    """Return how good the preference pairs are; None where the recipe makes none."""
+    if "pairs" not in run.summaries:
+        return None
+    details, sampled = run.details("pairs"), run.details("candidates")
+    bins = details.get("margin_histogram") or {}
+    edges, counts = bins.get("edges") or [], bins.get("counts") or []
+    drawn = len(edges) > 1 and any(counts)
+    longer, right = details.get("chosen_longer_share"), sampled.get("right_share")
+    return {
+        "headline": run.summaries["pairs"].headline,
+        "count": details.get("pairs", 0),
+        "svg": figures.histogram("Score margin of the pairs, chosen less rejected", edges, counts) if drawn else None,
+        "longer": None if longer is None else percent(longer),
+        "right": None if right is None else percent(right),
+        "candidates": sampled.get("candidates"),
+        "sources": sorted((details.get("sources") or {}).items(), key=lambda item: (-item[1], item[0])),
+        "dropped": sorted((details.get("dropped") or {}).items(), key=lambda item: (-item[1], item[0])),
+    }
+
+
+def lineage(run: Run) -> dict[str, Any]:
+    """Return the digests of what was read and made, and the time of each step."""
+    digests = run.manifests["results"].metadata.get("arms") or {}
+    steps = [
+        {
+            "title": title,
+            "digest": run.manifests[name].digest,
+            "parents": sorted(run.manifests[name].parents.items()),
+            "seconds": run.seconds.get(name),
+        }
+        for name, title in STEPS.items()
+        if name in run.summaries
+    ]
+    times = [one["seconds"] for one in steps if one["seconds"] is not None]
+    longest = max(times, default=0) or 1
+    for one in steps:
+        one["share"] = round(100 * one["seconds"] / longest, 1) if one["seconds"] is not None else None
+    return {
+        "steps": steps,
+        "candidate": digests.get("candidate") or run.decision.get("candidate"),
+        "total": sum(times) if times else None,
+        "artifacts": [
+            {"name": name, "kind": run.manifests[name].kind, "digest": run.manifests[name].digest}
+            for name in ("data", "results", "decision")
+        ],
+        "models": [{"arm": ARMS.get(arm, arm), "digest": digests[arm]} for arm in ARMS if arm in digests],
+    }

@@ -1,0 +1,76 @@
+"""Kill -9 in every step of the real chain, resume each time, and end with the same decision and the same bytes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fixtures.tiny_chain import write_recipe, write_rows
+
+@pytest.fixture(scope="module")
+def files(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("chain")
+    return write_recipe(folder / "tiny.yaml", tiny_model), write_rows(folder / "lamps.jsonl")
+
+
+def start(home: Path, *words: str) -> "subprocess.Popen[str]":
+    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "ASSAY_HOME": str(home)}
+    command = [sys.executable, "-m", "assay.pipelines.cli", *words, "--json"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+
+
+def follow(process: "subprocess.Popen[str]", killed: set[str] | None = None) -> dict[str, Any] | None:
+    """Return the result of a run that ends; kill the engine soon after it starts a step that is not in `killed`."""
+    assert process.stdout
+    for line in process.stdout:
+        event = json.loads(line)
+        if event["kind"] == "result":
+            process.wait()
+            return event
+        started = event["kind"] == "task_state" and event["state"] == "RUNNING"
+        if killed is not None and started and event["task"] not in killed and "condition" not in Path(event["task"]).name:
+            killed.add(event["task"])
+            time.sleep(0.4 + 0.35 * (len(killed) % 7))  # early in one step, late in the next
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            return None
+    raise AssertionError("the run ended without a result")
+
+
+def contents(home: Path, run: str) -> dict[str, str]:
+    """Content digests of what every step of a run wrote."""
+    tasks = home / "runs" / run / "tasks"
+    return {
+        str(path.parent.relative_to(tasks)): json.loads(path.read_text())["files"]
+        for path in sorted(tasks.glob("**/outputs/*/manifest.json"))
+        if not str(path).endswith("summary/manifest.json")
+    }
+
+
+@pytest.mark.timeout(1500)
+def test_a_run_killed_in_every_step_ends_as_if_nothing_had_happened(files, tmp_path):
+    recipe, rows = files
+    calm, rough = tmp_path / "calm", tmp_path / "rough"
+    wanted = follow(start(calm, "run", str(recipe), "--data", str(rows)))
+    assert wanted is not None
+    assert wanted["decision"] == "promote", wanted
+
+    killed: set[str] = set()
+    result = follow(start(rough, "run", str(recipe), "--data", str(rows)), killed)
+    while result is None:
+        assert len(killed) < 40
+        result = follow(start(rough, "resume"), killed)
+
+    assert {name.rpartition("/")[2] for name in killed} >= {"train-sft", "train-preference", "train-rl", "evaluate", "gate"}
+    assert (result["decision"], result["reason"], result["version"]) == (
+        wanted["decision"],
+        wanted["reason"],
+        wanted["version"],
+    )
+    assert contents(rough, result["run"]) == contents(calm, wanted["run"])
