@@ -29,7 +29,7 @@ from kfp import dsl, kubernetes
 from kfp.compiler import Compiler
 
 from assay.components.build_preferences.component import build_preferences
-from assay.components.contracts.recipe import Recipe
+from assay.components.contracts.recipe import Kind, PreferenceSettings, Recipe
 from assay.components.deploy_model.component import deploy_model
 from assay.components.evaluate.component import evaluate
 from assay.components.find_champion.component import find_champion
@@ -116,7 +116,7 @@ class Stages:
         )
         self._stage("sft", "Train: SFT", tuned)
         if recipe.preference:
-            self._stage("preference", "Train: DPO", self._train_preference())
+            self._stage("preference", "Train: DPO", self._train_preference(recipe.preference))
         if recipe.rl:
             tuned = train_rl(
                 settings=recipe.rl.model_dump(mode="json"),
@@ -172,9 +172,8 @@ class Stages:
         )
         place(report.set_display_name("Write report"), recipe, "light")
 
-    def _train_preference(self) -> Any:
-        recipe = self.recipe
-        settings = recipe.preference.model_dump(mode="json")
+    def _train_preference(self, preference: PreferenceSettings) -> Any:
+        recipe, settings = self.recipe, preference.model_dump(mode="json")
         sampled = sample_candidates(
             settings=settings, task=recipe.task, seed=recipe.seed, model=self.best, data=self.data
         )
@@ -233,7 +232,7 @@ class Stages:
         return dsl.OneOf(deployed.outputs["Output"], held.outputs["Output"])
 
 
-def place(task: Any, recipe: Recipe, kind: str) -> Any:
+def place(task: Any, recipe: Recipe, kind: Kind) -> Any:
     """Ask the engine for what a kind of step needs, and return the task.
 
     Args:

@@ -213,6 +213,10 @@ class Resources(Section):
     retries: int = Field(0, ge=0)
 
 
+Kind = Literal["light", "train", "generate"]
+"""Of step, by what it asks of the engine."""
+
+
 class Recipe(Section):
     """One use case, from data to deployed model."""
 
@@ -236,7 +240,7 @@ class Recipe(Section):
     deploy: DeploySettings = DeploySettings()
     seconds: dict[str, float] = {}
     """Wall-clock seconds of each step as once measured on two CPU cores: what a first run's estimate is made of."""
-    resources: dict[Literal["light", "train", "generate"], Resources] = {
+    resources: dict[Kind, Resources] = {
         "light": Resources(),
         "train": Resources(cpus=2, memory_gb=12, timeout_minutes=120),
         "generate": Resources(cpus=2, memory_gb=8),

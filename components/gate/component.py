@@ -1,5 +1,7 @@
 """The wire of `gate`; the work is in `decide.py`."""
 
+from typing import Any
+
 from kfp.dsl import Artifact, Dataset, Input, Metrics, Output
 
 from ..runtime.step import step
@@ -7,7 +9,7 @@ from ..runtime.step import step
 
 @step("data")
 def gate(
-    settings: dict,
+    settings: dict[str, Any],
     task: str,
     results: Input[Dataset],
     verdicts: Input[Dataset],

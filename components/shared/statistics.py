@@ -74,7 +74,9 @@ def proportion(successes: float, n: int, confidence: float = 0.95) -> Interval:
     share = successes / n
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return Interval(mean=share, low=max(0.0, middle - half), high=min(1.0, middle + half), n=n)
+    low, high = middle - half, middle + half
+    # At 0 and 1 an end of the interval is that value itself; rounding would leave it a hair beside.
+    return Interval(mean=share, low=low if successes > 0 else 0.0, high=high if successes < n else 1.0, n=n)
 
 
 def mean_interval(
@@ -282,7 +284,7 @@ def _by_cluster(values: Floats, clusters: Sequence[Hashable] | None) -> tuple[Fl
         return values, np.ones(len(values))
     order = {key: place for place, key in enumerate(dict.fromkeys(clusters))}
     places = np.asarray([order[key] for key in clusters])
-    return np.bincount(places, weights=values), np.bincount(places).astype(np.float64)
+    return np.bincount(places, weights=values).astype(np.float64), np.bincount(places).astype(np.float64)
 
 
 def _bootstrap(sums: Floats, sizes: Floats, confidence: float) -> tuple[float, float]:

@@ -138,14 +138,16 @@ def score_answers_only(trainer: Any, temperature: float = 1.0) -> None:
         logits = model.get_output_embeddings()(hidden[mask]) / temperature
         scored = -functional.cross_entropy(logits, wanted[mask], reduction="none")
         with torch.no_grad():
-            right = (logits.argmax(-1) == wanted[mask]).float()
+            right = logits.argmax(-1) == wanted[mask]
             entropy = logits.logsumexp(-1) - (logits.softmax(-1) * logits).sum(-1)
+            mean = logits.mean(-1)
         empty = hidden.new_zeros(mask.shape)
         return FusedCausalLMOutput(
             loss=-scored.sum() / mask.sum().clamp(min=1),
             log_probs=empty.masked_scatter(mask, scored),
             entropy=empty.masked_scatter(mask, entropy),
-            is_top1=empty.masked_scatter(mask, right),
+            mean_logits=empty.masked_scatter(mask, mean),
+            is_top1=torch.zeros_like(mask).masked_scatter(mask, right),
             label_mask=mask,
         )
 

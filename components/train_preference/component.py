@@ -1,5 +1,7 @@
 """The wire of `train_preference`; the work is in `preference.py`."""
 
+from typing import Any
+
 from kfp.dsl import Dataset, Input, Metrics, Model, Output
 
 from ..runtime.step import step
@@ -7,7 +9,7 @@ from ..runtime.step import step
 
 @step("train")
 def train_preference(
-    settings: dict,
+    settings: dict[str, Any],
     task: str,
     seed: int,
     base: Input[Model],

@@ -49,7 +49,9 @@ def dot_plot(title: str, dots: Sequence[Dot], show: Format, most: float) -> Mark
     """
     top, step, width = 8, 25, 340
     known = [value for dot in dots for value in (dot.value, dot.high) if value is not None]
-    scale = Scale(0, min(round_up(max(known, default=1)), max(most, 1e-9)), 92, 276)
+    most = max(most, 1e-9)
+    # No axis ends below a tenth of the range: a metric that is 0 everywhere must not look like one that spreads.
+    scale = Scale(0, min(round_up(max(*known, most / 10, 0)), most), 100, 276)
     bottom = top + step * len(dots)
     parts = [_grid(scale, top, bottom, show)]
     for row, dot in enumerate(dots):
@@ -60,9 +62,11 @@ def dot_plot(title: str, dots: Sequence[Dot], show: Format, most: float) -> Mark
             parts.append(_text(scale.left + 4, y + 4, "does not apply", "faint"))
             continue
         parts.append(_whisker(scale, y, dot.low, dot.high, name))
-        parts.append(Markup('<circle class="dot {}" cx="{}" cy="{}" r="{}"/>').format(
-            name, _n(scale(dot.value)), _n(y), 5.5 if dot.strong else 4.5
-        ))
+        parts.append(
+            Markup('<circle class="dot {}" cx="{}" cy="{}" r="{}"/>').format(
+                name, _n(scale(dot.value)), _n(y), 5.5 if dot.strong else 4.5
+            )
+        )
         parts.append(_text(334, y + 4, show(dot.value), f"{name} end num"))
     return _svg(title, width, bottom + 20, parts)
 
@@ -112,9 +116,9 @@ def line_chart(title: str, points: Sequence[tuple[float, float]], show: Format) 
     path = " ".join(f"{_n(across(step))},{_n(up(value))}" for step, value in points)
     parts.append(Markup('<polyline class="line" points="{}"/>').format(path))
     last_step, last = points[-1]
-    parts.append(Markup('<circle class="dot strong" cx="{}" cy="{}" r="3.5"/>').format(
-        _n(across(last_step)), _n(up(last))
-    ))
+    parts.append(
+        Markup('<circle class="dot strong" cx="{}" cy="{}" r="3.5"/>').format(_n(across(last_step)), _n(up(last)))
+    )
     parts.append(_text(left, bottom + 17, f"step {points[0][0]:g}", "faint"))
     parts.append(_text(right, bottom + 17, f"{last_step:g}", "faint end"))
     return _svg(title, width, bottom + 22, parts)
@@ -128,9 +132,11 @@ def histogram(title: str, edges: Sequence[float], counts: Sequence[float]) -> Ma
     parts = []
     for low, high, count in zip(edges, edges[1:], counts, strict=False):
         tall = (bottom - top) * count / tallest
-        parts.append(Markup('<rect class="bar" x="{}" y="{}" width="{}" height="{}"/>').format(
-            _n(across(low) + 1), _n(bottom - tall), _n(max(across(high) - across(low) - 2, 1)), _n(tall)
-        ))
+        parts.append(
+            Markup('<rect class="bar" x="{}" y="{}" width="{}" height="{}"/>').format(
+                _n(across(low) + 1), _n(bottom - tall), _n(max(across(high) - across(low) - 2, 1)), _n(tall)
+            )
+        )
         if count:
             parts.append(_text((across(low) + across(high)) / 2, bottom - tall - 4, f"{count:g}", "faint middle"))
     parts.append(_line(left, bottom, right, bottom, "axis"))
@@ -168,9 +174,15 @@ def _whisker(scale: Scale, y: float, low: float | None, high: float | None, name
     """An interval; an end that is not known runs to the border without a cap."""
     if low is None and high is None:
         return Markup("")
-    parts = [_line(
-        scale(scale.low if low is None else low), y, scale(scale.high if high is None else high), y, f"whisker {name}"
-    )]
+    parts = [
+        _line(
+            scale(scale.low if low is None else low),
+            y,
+            scale(scale.high if high is None else high),
+            y,
+            f"whisker {name}",
+        )
+    ]
     for end in (low, high):
         if end is not None and scale.low <= end <= scale.high:
             parts.append(_line(scale(end), y - 4, scale(end), y + 4, f"whisker {name}"))

@@ -278,7 +278,10 @@ def gate(run: Run) -> dict[str, Any]:
     by_name = {metric.name: metric for metric in run.metrics}
     found = [_criterion(one, by_name) for one in run.decision.get("criteria") or []]
     values = [
-        value for one in found for value in (one["gain"], one["low"], one["high"], one["threshold"], 0) if value is not None
+        value
+        for one in found
+        for value in (one["gain"], one["low"], one["high"], one["threshold"], 0)
+        if value is not None
     ]
     units = {one["metric"].unit for one in found}
     scale = _scale(values)
@@ -370,7 +373,9 @@ def judge(run: Run) -> dict[str, Any]:
         "agreement": _share(agreement),
         "floor": None if floor is None else percent(floor),
         "rate_svg": bar("win rate against one half", rate, 0.5, "open") if rate.get("mean") is not None else None,
-        "agreement_svg": bar("agreement with labels against its floor", agreement, floor or 0, "pass" if may else "fail")
+        "agreement_svg": bar(
+            "agreement with labels against its floor", agreement, floor or 0, "pass" if may else "fail"
+        )
         if agreement.get("mean") is not None
         else None,
         "axis": figures.strip_axis(scale, percent),
@@ -407,7 +412,9 @@ def _slice(name: str, table: Mapping[str, Any], metric: Metric, arms: Sequence[s
     span = (metric.high - metric.low) or 1.0
     for one in cells:
         share = 0.0 if one["mean"] is None else min(max((one["mean"] - metric.low) / span, 0), 1)
-        one["heat"] = "" if one["mean"] is None else f"{round(100 * (share if metric.better == 'higher' else 1 - share))}"
+        one["heat"] = (
+            "" if one["mean"] is None else f"{round(100 * (share if metric.better == 'higher' else 1 - share))}"
+        )
     known = dict(zip(arms, cells, strict=True))
     before, after = (known.get(arm, {}).get("mean") for arm in ("baseline", "candidate"))
     change = None if before is None or after is None else after - before

@@ -13,6 +13,7 @@ import pytest
 
 from fixtures.tiny_chain import write_recipe, write_rows
 
+
 @pytest.fixture(scope="module")
 def files(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("chain")
@@ -34,7 +35,12 @@ def follow(process: "subprocess.Popen[str]", killed: set[str] | None = None) -> 
             process.wait()
             return event
         started = event["kind"] == "task_state" and event["state"] == "RUNNING"
-        if killed is not None and started and event["task"] not in killed and "condition" not in Path(event["task"]).name:
+        if (
+            killed is not None
+            and started
+            and event["task"] not in killed
+            and "condition" not in Path(event["task"]).name
+        ):
             killed.add(event["task"])
             time.sleep(0.4 + 0.35 * (len(killed) % 7))  # early in one step, late in the next
             os.killpg(process.pid, signal.SIGKILL)
@@ -67,7 +73,13 @@ def test_a_run_killed_in_every_step_ends_as_if_nothing_had_happened(files, tmp_p
         assert len(killed) < 40
         result = follow(start(rough, "resume"), killed)
 
-    assert {name.rpartition("/")[2] for name in killed} >= {"train-sft", "train-preference", "train-rl", "evaluate", "gate"}
+    assert {name.rpartition("/")[2] for name in killed} >= {
+        "train-sft",
+        "train-preference",
+        "train-rl",
+        "evaluate",
+        "gate",
+    }
     assert (result["decision"], result["reason"], result["version"]) == (
         wanted["decision"],
         wanted["reason"],

@@ -49,7 +49,9 @@ def table(rows: list[Result]) -> dict[str, Any]:
 class Fixture:
     """The artifacts of one run, as its steps leave them."""
 
-    def __init__(self, folder: Path, n: int = 240, verdict: str = "promote", arms: tuple[str, ...] = tuple(SKILL)) -> None:
+    def __init__(
+        self, folder: Path, n: int = 240, verdict: str = "promote", arms: tuple[str, ...] = tuple(SKILL)
+    ) -> None:
         self.folder, self.names = folder, ["data", "results", "decision"]
         self.examples = self._examples(n)
         self.rows = {arm: [self._answer(arm, example) for example in self.examples] for arm in arms}
@@ -202,11 +204,18 @@ class Fixture:
         curves = {
             "sft": series(100, loss=(2.9, 0.07), learning_rate=(3e-4, 0)),
             "preference": series(32, loss=(1.1, 0.32), accuracy=(0.5, 0.93), margin=(0.0, 2.4)),
-            "rl": series(16, loss=(0.01, -0.02), reward=(0.71, 0.88), exact=(0.55, 0.79), informative_groups=(0.8, 0.4)),
+            "rl": series(
+                16, loss=(0.01, -0.02), reward=(0.71, 0.88), exact=(0.55, 0.79), informative_groups=(0.8, 0.4)
+            ),
         }
         for stage, curve in curves.items():
             effect = {"weight_change": 0.0123, "ok": True, "checks": {"weights_changed": True, "finite": True}}
-            told = {"curve": curve, "effect": effect, "examples": 402, "dropped": {"too_long": 2 if stage == "sft" else 0}}
+            told = {
+                "curve": curve,
+                "effect": effect,
+                "examples": 402,
+                "dropped": {"too_long": 2 if stage == "sft" else 0},
+            }
             headline = f"{len(curve)} steps, loss {curve[0]['loss']:.2f} → {curve[-1]['loss']:.2f}."
             self.summary(stage, f"train_{stage}", headline, 312.7, told, weight_change=0.0123, tokens=48211.0)
         told = {"prompts": 160, "candidates": 640, "right_share": 0.58}

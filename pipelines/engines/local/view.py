@@ -206,5 +206,5 @@ def _how(step: Step) -> str:
 def _bar(progress: dict[str, Any], width: int = 16) -> str:
     if not progress.get("total"):
         return ""
-    filled = min(width, round(width * progress["done"] / progress["total"]))
+    filled = min(width, round(width * float(progress["done"]) / float(progress["total"])))
     return "━" * filled + "╌" * (width - filled) + " "
