@@ -307,9 +307,9 @@ def check_effect(
         TrainingError: One does not hold.
     """
     every = {
-        "weights_changed": (change > MIN_WEIGHT_CHANGE, "raise learning_rate or the number of steps"),
         "finite": (all(math.isfinite(point["loss"]) for point in points), "lower learning_rate"),
-        **checks,
+        **checks,  # before the weights: they know the cause
+        "weights_changed": (change > MIN_WEIGHT_CHANGE, "raise learning_rate or the number of steps"),
     }
     for name, (holds, fix) in every.items():
         if not holds:

@@ -54,8 +54,8 @@ def compare(
         "other": ARMS.get(other, other),
         "same": len(pairs) - len(won) - len(lost),
         "groups": [
-            {"name": "won", "count": len(won), "cases": _pick(won, harm, worse=2)},
             {"name": "lost", "count": len(lost), "cases": _pick(lost, harm, worse=1)},
+            {"name": "won", "count": len(won), "cases": _pick(won, harm, worse=2)},
         ],
     }
 

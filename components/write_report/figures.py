@@ -209,7 +209,8 @@ def _text(x: float, y: float, text: str, name: str) -> Markup:
 
 def _svg(title: str, width: float, height: float, parts: Sequence[Markup], name: str = "") -> Markup:
     return Markup(
-        '<svg class="{}" role="img" aria-label="{}" viewBox="0 0 {} {}" width="{}" height="{}"><title>{}</title>{}</svg>'
+        '<svg class="{}" role="img" aria-label="{}" viewBox="0 0 {} {}" width="{}" height="{}">'
+        "<title>{}</title>{}</svg>"
     ).format(name, title, _n(width), _n(height), _n(width), _n(height), title, Markup("").join(map(escape, parts)))
 
 

@@ -1,7 +1,7 @@
 """One run on one page: what was decided, what speaks for it, and where it came from."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from ..contracts.recipe import Recipe
 from ..contracts.rows import Example, Result, read_rows
 from ..shared.summary import read_seconds, read_summary
 from . import cases, figures
-from .words import ARMS, NOTHING, cell, duration, gain, number, p_value, percent, plain, points
+from .words import ARMS, NOTHING, cell, duration, gain, number, p_value, percent, plain, points, signed
 
 STAGES = {"sft": "SFT", "preference": "DPO", "rl": "GRPO"}
 STEPS = {
@@ -35,10 +35,10 @@ STEPS = {
 SERIES = {
     "loss": "Loss",
     "reward": "Mean reward",
-    "exact": "Right answers in the samples",
+    "exact": "Right answers sampled",
     "accuracy": "Pairs ranked right",
-    "margin": "Reward margin, chosen less rejected",
-    "informative_groups": "Groups that carry a gradient",
+    "margin": "Reward margin",
+    "informative_groups": "Groups with a gradient",
 }
 """Numbers of a training curve that are worth a figure, by name."""
 STATES = {True: "pass", False: "fail", None: "open"}
@@ -94,7 +94,7 @@ class Run:
         return cls(
             recipe=recipe,
             version=version,
-            decision=json.loads((Path(decision) / "decision.json").read_bytes()),
+            decision=json.loads((Path(decision) / "decision.json").read_bytes(), parse_constant=lambda _: None),
             results=rows,
             examples={row.id: row for row in read_rows(Path(data) / "test.parquet", Example)},
             summaries={name: read_summary(folder) for name, folder in summaries.items()},
@@ -174,7 +174,11 @@ def banner(run: Run) -> dict[str, str]:
         more = max(0, int(needed) - int(run.decision.get("examples") or 0)) if needed else 0
         words = f"Inconclusive, needs {more:,} more held-out examples" if more else "Inconclusive"
         state, mark = "open", "?"
-    return {"words": words, "state": state, "mark": mark, "reason": str(run.decision.get("reason") or "")}
+    reason = str(run.decision.get("reason") or "")
+    # The banner says the verdict in its own words; the gate's sentence need not begin with it again.
+    said, _, rest = reason.partition(": ")
+    reason = rest[:1].upper() + rest[1:] if rest and said.lower() == verdict else reason
+    return {"words": words, "state": state, "mark": mark, "reason": reason}
 
 
 def key_numbers(run: Run) -> list[dict[str, Any]]:
@@ -274,33 +278,40 @@ def _measured(chosen: Mapping[str, Any], metric: Metric) -> dict[str, Any]:
 
 
 def gate(run: Run) -> dict[str, Any]:
-    """Return the criteria with a forest plot: gains to the right, whichever way a metric is better."""
+    """Return the criteria with a forest plot for each reference; gains are to the right for every metric."""
     by_name = {metric.name: metric for metric in run.metrics}
     found = [_criterion(one, by_name) for one in run.decision.get("criteria") or []]
-    values = [
-        value
-        for one in found
-        for value in (one["gain"], one["low"], one["high"], one["threshold"], 0)
-        if value is not None
-    ]
-    units = {one["metric"].unit for one in found}
-    scale = _scale(values)
-    rows = []
-    for one in found:
-        dot = figures.Dot("", one["gain"], one["low"], one["high"])
-        title = f"{one['metric'].title} against {one['versus']}: gain {one['gain_text']} {one['interval']}"
-        rows.append(one | {"svg": figures.strip(title, dot, scale, one["threshold"], one["state"])})
-    show = percent if units == {"share"} else points
+    policy, alpha = run.decision.get("policy") or {}, run.decision.get("alpha")
     return {
-        "rows": rows,
-        "axis": figures.strip_axis(scale, lambda value: show(value).replace("-", "\N{MINUS SIGN}")),
-        "shares": units == {"share"},
-        "policy": run.decision.get("policy") or {},
-        "policy_text": yaml.safe_dump(run.decision.get("policy") or {}, sort_keys=False, allow_unicode=True),
-        "alpha": run.decision.get("alpha"),
+        "groups": [
+            _forest(versus, [one for one in found if one["versus"] == versus])
+            for versus in dict.fromkeys(one["versus"] for one in found)
+        ],
+        "level": None if alpha is None else percent(1 - 2 * alpha),
+        "policy": policy,
+        "policy_text": yaml.safe_dump(policy, sort_keys=False, allow_unicode=True),
+        "alpha": alpha,
         "examples": run.decision.get("examples"),
         "needed": run.decision.get("needed"),
     }
+
+
+def _forest(versus: str, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the criteria against one reference on a scale of their own."""
+    ends = [one[name] for one in found for name in ("gain", "low", "high", "threshold")]
+    scale = _scale([0.0, *(end for end in ends if end is not None)])
+    rows = []
+    for one in found:
+        dot = figures.Dot("", one["gain"], one["low"], one["high"])
+        title = f"{one['metric'].title} against the {versus}: gain {one['gain_text']}, interval {one['interval']}"
+        rows.append(one | {"svg": figures.strip(title, dot, scale, one["threshold"], one["state"])})
+    shares = all(one["metric"].unit == "share" for one in found)
+    return {"versus": versus, "rows": rows, "shares": shares, "axis": figures.strip_axis(scale, _tick(shares))}
+
+
+def _tick(shares: bool) -> Callable[[float], str]:
+    """Return what writes a gain on the axis: of shares in points, with a sign."""
+    return lambda value: signed(f"{100 * value if shares else value:+.3g}")
 
 
 def _scale(values: Sequence[float]) -> figures.Scale:
@@ -311,10 +322,10 @@ def _scale(values: Sequence[float]) -> figures.Scale:
 
 
 def _criterion(one: Mapping[str, Any], by_name: Mapping[str, Metric]) -> dict[str, Any]:
-    """Return a criterion as gains: above 0 is better than the reference."""
+    """Return a criterion with its numbers as text; its difference is a gain: above 0 the candidate is better."""
     name = str(one["metric"])
     metric = by_name.get(name) or Metric(name=name, title=plain(name).capitalize(), better="higher", definition="")
-    worth, low, high = _gains(one, metric)
+    worth, low, high = one.get("difference"), one.get("low"), one.get("high")
     margin = float(one.get("margin") or 0)
     lower = one.get("test") == "non_inferiority"
     ends = (NOTHING if low is None else gain(metric, low), NOTHING if high is None else gain(metric, high))
@@ -323,7 +334,7 @@ def _criterion(one: Mapping[str, Any], by_name: Mapping[str, Metric]) -> dict[st
         "metric": metric,
         "tier": str(one.get("tier") or ""),
         "versus": ARMS.get(str(one.get("versus")), str(one.get("versus"))).lower(),
-        "test": f"not worse by {gain(metric, margin).lstrip('+')}" if lower else "better",
+        "test": _wanted(metric, margin, lower),
         "threshold": -margin if lower else margin,
         "n": one.get("n"),
         "candidate": cell({name: {"mean": one.get("candidate")}}, metric)["text"],
@@ -340,12 +351,12 @@ def _criterion(one: Mapping[str, Any], by_name: Mapping[str, Metric]) -> dict[st
     }
 
 
-def _gains(one: Mapping[str, Any], metric: Metric) -> tuple[float | None, float | None, float | None]:
-    """Return difference and interval with the sign that makes a gain positive."""
-    value, low, high = one.get("difference"), one.get("low"), one.get("high")
-    if metric.better == "higher" or value is None:
-        return value, low, high
-    return -value, None if high is None else -high, None if low is None else -low
+def _wanted(metric: Metric, margin: float, lower: bool) -> str:
+    """Return what a criterion asks, so that a reference can follow it."""
+    amount = gain(metric, margin).lstrip("+") + (" points" if metric.unit == "share" else "")
+    if lower:
+        return f"less than {amount} worse than" if margin else "no worse than"
+    return f"more than {amount} better than" if margin else "better than"
 
 
 def _oriented(metric: Metric, value: float) -> float:
@@ -388,8 +399,8 @@ def judge(run: Run) -> dict[str, Any]:
 def _share(found: Mapping[str, Any]) -> str:
     if found.get("mean") is None:
         return NOTHING
-    ends = found.get("low"), found.get("high")
-    interval = "" if None in ends else f" ({percent(ends[0])} to {percent(ends[1])})"
+    low, high = found.get("low"), found.get("high")
+    interval = "" if low is None or high is None else f" ({percent(low)} to {percent(high)})"
     return percent(found["mean"]) + interval
 
 
@@ -494,7 +505,9 @@ def compare(run: Run) -> list[dict[str, Any]]:
 def data(run: Run) -> dict[str, Any]:
     """Return what came in, what was refused and why, and where the rest went."""
     checked, parted = run.details("validation"), run.details("splits")
-    parts = {name: one for name, one in (parted.get("splits") or {}).items() if one.get("rows")}
+    found = parted.get("splits") or {}
+    order = [name for name in run.recipe.data.shares if name in found] + sorted(found.keys() - run.recipe.data.shares)
+    parts = {name: found[name] for name in order if found[name].get("rows")}
     expectations = checked.get("expectations") or []
     return {
         "headlines": [run.summaries[name].headline for name in ("validation", "splits") if name in run.summaries],
@@ -533,7 +546,7 @@ def pairs(run: Run) -> dict[str, Any] | None:
 def lineage(run: Run) -> dict[str, Any]:
     """Return the digests of what was read and made, and the time of each step."""
     digests = run.manifests["results"].metadata.get("arms") or {}
-    steps = [
+    steps: list[dict[str, Any]] = [
         {
             "title": title,
             "digest": run.manifests[name].digest,

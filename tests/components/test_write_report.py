@@ -106,7 +106,8 @@ class Fixture:
 
     def _criterion(self, metric: str, tier: str, versus: str, test: str, margin: float, passed: bool | None) -> Any:
         mine, its = table(self.rows["candidate"])[metric], table(self.rows[versus])[metric]
-        difference, half = mine["mean"] - its["mean"], 0.055
+        better = next(one.better for one in TASK.metrics if one.name == metric)
+        difference, half = (mine["mean"] - its["mean"]) * (1 if better == "higher" else -1), 0.055
         return {
             "metric": metric,
             "tier": tier,
@@ -138,9 +139,9 @@ class Fixture:
                 self._criterion("false_alarm", "supporting", "champion", "non_inferiority", 0.02, None),
             ]
         reason = {
-            "promote": "Exact rose from 73.8% to 85.4% against the champion, and near misses did not get worse.",
-            "hold": "Near misses may have become worse than the champion's by more than the margin of 2 points.",
-            "inconclusive": "Exact rose, but 240 examples cannot rule out that near misses became worse.",
+            "promote": "Promote: exact is better than the champion, and near misses did not get worse; all 4 passed.",
+            "hold": "Hold: near misses may have become worse than the champion's by more than the margin of 2 points.",
+            "inconclusive": "Inconclusive: exact rose, but 240 examples cannot rule out that near misses became worse.",
         }[verdict]
         decision = {
             "schema": 1,
@@ -263,6 +264,7 @@ class Fixture:
             "swap_consistency": 0.56,
             "agreement": {"mean": 0.62, "low": 0.44, "high": 0.77, "n": 30},
             "floor": 0.7,
+            "equal_answers": 2,
             "may_decide": False,
             "rubric": "Which answer reads the direction correctly and would be safer to dispense from?",
         }
@@ -392,8 +394,8 @@ def test_fields_are_marked_by_type_and_value() -> None:
 def test_gains_point_right_whichever_way_a_metric_is_better(run: Fixture) -> None:
     decision = json.loads((run.folder / "decision" / "decision.json").read_text())
     harm = next(one for one in decision["criteria"] if one["metric"] == "near_miss" and one["versus"] == "baseline")
-    assert harm["difference"] < 0
-    assert f"+{-100 * harm['difference']:.1f}" in Page(run.render()).text
+    assert harm["candidate"] < harm["reference"]
+    assert f"+{100 * harm['difference']:.1f}" in Page(run.render()).text
 
 
 def test_axes_and_words() -> None:
