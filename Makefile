@@ -7,7 +7,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test test-heavy check lint types layers env lock bench clean
+.PHONY: demo test test-heavy check lint types layers env lock clean
 
 demo: $(READY)
 	@$(BIN)/assay run medication-directions
@@ -18,9 +18,6 @@ test: $(READY)
 # Trains and kills the 135M model for real: about half an hour.
 test-heavy: $(READY)
 	@$(BIN)/pytest -m heavy -v
-
-bench: $(READY)
-	@$(BIN)/python tests/benchmarks/gate_error_rates.py
 
 env: $(READY)
 

@@ -6,6 +6,8 @@ Exit codes: 0 done (or promoted), 1 held, 3 inconclusive, 2 the input's fault, 1
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from assay.components.contracts.errors import AssayError, RecipeError
+from assay.components.contracts.errors import AssayError, RecipeError, RunError
 from assay.components.contracts.recipe import Recipe
 
 RECIPES = Path(__file__).with_name("recipes")
@@ -123,7 +125,9 @@ def compile_(
     """Write a recipe's graph as Kubeflow Pipelines IR (YAML); run nothing."""
     from .post_training import compile_recipe
 
-    print(f"wrote {compile_recipe(Recipe.load(find_recipe(recipe), profile), output, data)}")
+    loaded = Recipe.load(find_recipe(recipe), profile)
+    with _writing(output):
+        print(f"wrote {compile_recipe(loaded, output, data)}")
 
 
 @app.command()
@@ -171,8 +175,11 @@ def history(name: Annotated[str, typer.Argument(help="A registered model's name.
     from assay.components.shared import registry
 
     _use(home)
+    entries = registry.history(name)
+    if not entries:
+        raise RecipeError(f"{name!r} has no history", fix="run its recipe first")
     table = Table("time", "event", "version", "reason", box=None)
-    for entry in registry.history(name):
+    for entry in entries:
         table.add_row(str(entry.time), entry.event, str(entry.version or ""), entry.reason)
     Console().print(table)
 
@@ -217,7 +224,9 @@ def recipe_copy(recipe: str, target: Path) -> None:
     """Copy a recipe to a file of your own, to change it."""
     if target.exists():
         raise RecipeError("the file exists", where=str(target), fix="choose another name")
-    target.write_text(find_recipe(recipe).read_text(encoding="utf-8"), encoding="utf-8")
+    text = find_recipe(recipe).read_text(encoding="utf-8")
+    with _writing(target):
+        target.write_text(text, encoding="utf-8")
     print(f"wrote {target}; run it with: assay run {target}")
 
 
@@ -235,6 +244,15 @@ def find_recipe(recipe: str) -> Path:
         known = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
         raise RecipeError(f"there is no recipe {recipe!r}", fix=f"choose one of: {known}; or give a YAML file")
     return built_in
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turn a path that cannot be written into an error a user can act on."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"cannot be written: {error.strerror}", where=str(path), fix="choose another path") from error
 
 
 def _use(home: Path) -> None:

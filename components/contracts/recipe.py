@@ -265,7 +265,9 @@ class Recipe(Section):
             raise RecipeError(f"cannot be read: {error}", where=str(path)) from error
         if not isinstance(raw, dict):
             raise RecipeError("this is not a recipe: wanted a YAML mapping", where=str(path))
-        profiles = raw.pop("profiles", {}) or {}
+        profiles = raw.pop("profiles", None) or {}
+        if not isinstance(profiles, dict) or not all(isinstance(overlay, dict) for overlay in profiles.values()):
+            raise RecipeError("wanted a mapping from a profile's name to a mapping", where=f"{path}: profiles")
         if profile:
             if profile not in profiles:
                 raise RecipeError(

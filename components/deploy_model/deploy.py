@@ -1,5 +1,6 @@
 """Make a registered version the champion, once it is shown that what will be served is what was measured."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from assay.components.contracts.artifacts import read_manifest
@@ -65,8 +66,10 @@ def check_parity(
     read_manifest(data, "splits")
     examples = golden_prompts(data, settings.golden_prompts)
     prompts = [example.prompt for example in examples]
-    trained = trained_answers(candidate, prompts, settings.max_new_tokens)
-    served = served_answers(registered, prompts, settings.max_new_tokens)
+    with ThreadPoolExecutor(1) as beside:  # the server is a process of its own; it loads and answers meanwhile
+        asked = beside.submit(served_answers, registered, prompts, settings.max_new_tokens)
+        trained = trained_answers(candidate, prompts, settings.max_new_tokens)
+        served = asked.result()
     return len(examples), compare(examples, trained, served)
 
 

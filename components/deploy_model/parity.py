@@ -39,9 +39,11 @@ def trained_answers(folder: str | Path, prompts: Sequence[list[Message]], max_ne
     """Return what the model of a folder answers in this process, one prompt at a time."""
     from assay.components.shared.chat import prompt_ids
     from assay.components.shared.generate import Generator
-    from assay.components.shared.models import load_model, load_tokenizer, set_threads
+    from assay.components.shared.models import load_model, load_tokenizer
 
-    set_threads()
+    from .server import set_threads
+
+    set_threads()  # as many as the server has: sums are rounded in the same order
     tokenizer = load_tokenizer(folder)
     generator = Generator(load_model(folder), tokenizer)
     answers = []
@@ -49,7 +51,7 @@ def trained_answers(folder: str | Path, prompts: Sequence[list[Message]], max_ne
         prompt = prompt_ids(tokenizer, messages)
         answer = generator.generate([prompt], max_new_tokens=max_new_tokens, batch_size=1)[0][0]
         answers.append(Answer(prompt, list(answer.ids), answer.text))
-        progress(number, 2 * len(prompts), "answers")
+        progress(number, len(prompts), "answers")
     return answers
 
 
@@ -60,11 +62,7 @@ def served_answers(folder: str | Path, prompts: Sequence[list[Message]], max_new
         RegistryError: The server does not start, or refuses a prompt.
     """
     with running_server(folder) as url, httpx.Client(base_url=url, timeout=ANSWER_SECONDS, trust_env=False) as client:
-        answers = []
-        for number, messages in enumerate(prompts, start=1):
-            answers.append(_ask(client, messages, max_new_tokens))
-            progress(len(prompts) + number, 2 * len(prompts), "answers")
-        return answers
+        return [_ask(client, messages, max_new_tokens) for messages in prompts]
 
 
 def compare(examples: Sequence[Example], trained: Sequence[Answer], served: Sequence[Answer]) -> int:

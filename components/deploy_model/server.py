@@ -38,6 +38,7 @@ from starlette.routing import Route
 
 from assay.components.contracts.artifacts import read_manifest
 from assay.components.contracts.errors import AssayError, RegistryError, RunError
+from assay.components.runtime.context import cpus
 from assay.components.shared import registry
 from assay.components.shared.ledger import NAME
 
@@ -213,7 +214,7 @@ def load(model: str | Path, *, name: str = "", token: str | None = None) -> Serv
     folder, called, content = _find(model)
 
     from assay.components.shared.generate import Generator
-    from assay.components.shared.models import load_model, load_tokenizer, set_threads
+    from assay.components.shared.models import load_model, load_tokenizer
 
     set_threads()
     loaded, tokenizer = load_model(folder), load_tokenizer(folder)
@@ -226,6 +227,17 @@ def load(model: str | Path, *, name: str = "", token: str | None = None) -> Serv
         context=context,
         token=token,
     )
+
+
+def set_threads() -> None:
+    """Give torch all cores but one.
+
+    One answer at a time is many small steps; on a machine that also does other work, threads that wait for each other
+    after every step made an answer up to ten times slower (measured on two cores).
+    """
+    import torch
+
+    torch.set_num_threads(max(1, cpus() - 1))
 
 
 def read_token(token_file: Path | None) -> str | None:

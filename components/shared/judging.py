@@ -126,7 +126,6 @@ class LocalJudge:
     def __init__(self, folder: str | Path) -> None:
         import torch
 
-        from .llama import LlamaDecoder, is_supported
         from .models import check_model, load_model, load_tokenizer, model_digest, set_threads
 
         set_threads()
@@ -135,7 +134,6 @@ class LocalJudge:
         self.tokenizer = load_tokenizer(folder)
         self.letters = [self._letter(folder, letter) for letter in ("A", "B")]
         self.model = load_model(folder, dtype="float32", device=self.device)
-        self.decoder = LlamaDecoder(self.model, torch.float32) if is_supported(self.model) else None
         self.identity = f"local:{model_digest(folder)}"
 
     def compare(self, questions: Sequence[Question]) -> list[Choice | None]:
@@ -149,22 +147,13 @@ class LocalJudge:
         closing = "Which answer is better? Reply with one letter: A or B."
         texts = [self._disarm(write_question(question, closing)) for question in questions]
         prompts = [prompt_ids(self.tokenizer, [Message(role="user", content=text)]) for text in texts]
-        logits = self._decode(prompts) if self.decoder else self._forward(prompts)
+        logits = self._forward(prompts)
         # The normaliser of the softmax cancels: a difference of logits is one of log-probabilities.
         gaps: list[float] = (logits[:, self.letters[0]] - logits[:, self.letters[1]]).double().tolist()
         return gaps
 
-    def _decode(self, prompts: list[list[int]]) -> Any:
-        """Return the logits after each prompt by the quick CPU decoder; what all prompts begin with is read once."""
-        from .generate import shared_tokens
-
-        assert self.decoder
-        shared = shared_tokens(prompts)
-        own = [prompt[shared:] for prompt in prompts]
-        return self.decoder.prefill(own, prompts[0][:shared], slots=max(map(len, own)))[1]
-
     def _forward(self, prompts: list[list[int]]) -> Any:
-        """Return the logits after each prompt by transformers, padded on the left."""
+        """Return the logits after each prompt [prompts, vocabulary]; prompts are padded on the left."""
         import torch
 
         width = max(map(len, prompts))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch.nn import functional
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -28,6 +29,9 @@ CHECKPOINTS = 2
 """Complete checkpoints kept: the newest, and one before it should that one be damaged."""
 MIN_WEIGHT_CHANGE = 1e-6
 """Relative L2 change of the saved weights below which nothing was learned; one bf16 step is 4e-3 of a weight."""
+
+TORCH_WRITER = "inline_container"
+"""In what `torch.save` says when a file cannot be written; the error itself is a plain RuntimeError."""
 
 
 def device(settings: TrainSettings) -> str:
@@ -202,7 +206,9 @@ def train(trainer: Any, watcher: Watcher) -> None:
     with _sigterm_sets(watcher):
         try:
             trainer.train(resume_from_checkpoint=str(latest) if latest else None)
-        except OSError as error:
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if isinstance(error, RuntimeError) and TORCH_WRITER not in str(error):
+                raise
             raise TrainingError(
                 f"a checkpoint could not be written: {error}",
                 where=str(folder),

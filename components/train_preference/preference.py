@@ -34,6 +34,10 @@ class PairTrainer(DPOTrainer):  # type: ignore[misc]
     def _prepare_dataset(self, dataset: Any, *rest: Any) -> Any:
         return dataset
 
+    def _precompute_ref_logps(self, *positional: Any) -> Any:
+        training.score_answers_only(self)  # from here on: the reference is scored as the policy will be, and as quickly
+        return super()._precompute_ref_logps(*positional)
+
 
 def tune(settings: PreferenceSettings, task: str, seed: int, base: str, pairs: str, output: str, summary: Any) -> None:
     """Train, save, check that it had an effect, and tell."""
@@ -109,7 +113,6 @@ def make_trainer(
         peft_config=training.adapter(settings),
         callbacks=[watcher],
     )
-    training.score_answers_only(trainer)
     return trainer, watcher
 
 

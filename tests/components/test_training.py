@@ -7,7 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -123,13 +124,14 @@ def test_a_killed_run_ends_with_the_same_bytes(
     assert driver.stdout
     driver.stdin.write(json.dumps(job) + "\n")
     driver.stdin.flush()
+    wanted = outcome(lab.uninterrupted(stage, monkeypatch))
     pid = int(driver.stdout.readline())
     wait_for_steps(fifo, 5)
     os.kill(pid, signal.SIGKILL)
     assert int(driver.stdout.readline()) == -signal.SIGKILL
     assert "checkpoint-3" in checkpoints(tmp_path / "work")
     lab.run(stage, tmp_path)
-    assert outcome(tmp_path) == outcome(lab.uninterrupted(stage, monkeypatch))
+    assert outcome(tmp_path) == wanted
 
 
 def executor_input(lab: Lab, folder: Path) -> str:
@@ -201,22 +203,46 @@ def test_two_checkpoints_are_kept(lab: Lab, tmp_path: Path) -> None:
     assert checkpoints(tmp_path / "work") == ["checkpoint-3", "checkpoint-4"]
 
 
-@pytest.mark.parametrize("room", [1 << 20, 14 << 20], ids=["for_no_weights", "for_no_optimizer"])
+@contextmanager
+def no_room() -> Iterator[None]:
+    """Let no file grow beyond a megabyte: as on a full disk, the write fails."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
 def test_a_full_disk_is_told_and_the_checkpoint_before_stays(
-    room: int, lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = lab.uninterrupted("sft", monkeypatch)
     shutil.copytree(before / "work", tmp_path / "work")
     shutil.rmtree(tmp_path / "work" / "checkpoints" / "checkpoint-6")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
-    try:
-        with pytest.raises(TrainingError, match="checkpoint could not be written"):
-            lab.run("sft", tmp_path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with no_room(), pytest.raises(TrainingError, match="checkpoint could not be written"):
+        lab.run("sft", tmp_path)
     lab.run("sft", tmp_path)
     assert outcome(tmp_path) == outcome(before)
+
+
+@pytest.mark.parametrize(
+    "write", [lambda path: torch.save(torch.zeros(2**20), path), lambda path: path.write_bytes(bytes(2**21))]
+)
+def test_a_full_disk_is_told_by_whichever_writer_meets_it(write: Callable[[Path], Any], tmp_path: Path) -> None:
+    trainer = SimpleNamespace(
+        args=SimpleNamespace(output_dir=str(tmp_path)), train=lambda **more: write(tmp_path / "optimizer.pt")
+    )
+    with no_room(), pytest.raises(TrainingError, match="checkpoint could not be written"):
+        training.train(trainer, training.Watcher([]))
+
+
+def test_another_error_of_torch_is_not_taken_for_a_full_disk(tmp_path: Path) -> None:
+    trainer = SimpleNamespace(
+        args=SimpleNamespace(output_dir=str(tmp_path)), train=lambda **more: torch.zeros(2) @ torch.zeros(3)
+    )
+    with pytest.raises(RuntimeError, match="size"):
+        training.train(trainer, training.Watcher([]))
 
 
 def test_a_rate_too_small_for_the_saved_weights_is_an_error(lab: Lab, tmp_path: Path) -> None:
@@ -236,7 +262,7 @@ def test_numbers_that_are_not_finite_stop_the_run_at_their_step(
     seal(tmp_path / "poisoned", "model")
     with pytest.raises(TrainingError, match=r"nan|NaN") as error:
         train_step.run(**{**lab.job(stage, tmp_path), "base": str(tmp_path / "poisoned")})
-    assert "step 1" in error.value.what or "before the first step" in error.value.what
+    assert "at step 1:" in error.value.what
 
 
 def test_rewards_that_are_all_equal_are_an_error_that_says_what_to_try(

@@ -81,7 +81,8 @@ class Board:
             return None
         step = self.steps.get(event.task)
         if step is None and "[" in event.task and event.kind == "task_progress":
-            step = self._add(event.task, event.task.rpartition("/")[2])  # an iteration of a loop shows when it starts
+            step = self._add(event.task, event.task.rpartition("/")[2])  # an iteration of a loop shows once it reports
+            step.state, step.started = "RUNNING", time.monotonic()
         if step is None:
             return None
         if event.kind == "task_progress":
