@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator, model_validator
 
 from .errors import RecipeError
 
@@ -230,9 +230,9 @@ class Recipe(Section):
     data: DataSettings = DataSettings()
     sft: SFTSettings = SFTSettings()
     preference: PreferenceSettings | None = PreferenceSettings()
-    """None leaves the stage out."""
+    """None (or false) leaves the stage out."""
     rl: RLSettings | None = RLSettings()
-    """None leaves the stage out."""
+    """None (or false) leaves the stage out."""
     select: SelectSettings = SelectSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     judge: JudgeSettings = JudgeSettings()
@@ -245,6 +245,15 @@ class Recipe(Section):
         "train": Resources(cpus=2, memory_gb=12, timeout_minutes=120),
         "generate": Resources(cpus=2, memory_gb=8),
     }
+
+    @field_validator("preference", "rl", mode="before")
+    @classmethod
+    def _read_left_out(cls, value: Any) -> Any:
+        return None if value is False else value
+
+    @field_serializer("preference", "rl", when_used="json")
+    def _write_left_out(self, value: Section | None) -> Any:
+        return value or False  # the IR's constants have no null, and a missing key would be the default again
 
     @classmethod
     def load(cls, path: str | Path, profile: str = "", seed: int | None = None) -> Self:

@@ -60,6 +60,34 @@ def compare(
     }
 
 
+def missed(
+    results: Mapping[str, Mapping[str, Result]], examples: Mapping[str, Example], other: str, harm: Metric
+) -> dict[str, Any]:
+    """Return the examples on which the candidate failed the metric that lower is better of, whoever else did.
+
+    A model that shares every miss with the one before it wins and loses nothing, and these must be seen all the same.
+
+    Args:
+        results: By arm and example.
+        examples: By id.
+        other: The arm whose answer stands beside the candidate's.
+        harm: Above its lowest value the answer did harm.
+    """
+    measured = {key: one for key, one in results["candidate"].items() if one.scores.get(harm.name) is not None}
+    found = sorted(key for key, one in measured.items() if (one.scores[harm.name] or 0) > harm.low and key in examples)
+    return {
+        "other": ARMS.get(other, other),
+        "metric": harm,
+        "count": len(found),
+        "of": len(measured),
+        "cases": [
+            _case(examples[key], measured[key], results[other][key], severe=True)
+            for key in found[:SHOWN]
+            if key in results[other]
+        ],
+    }
+
+
 def _pick(triples: Sequence[tuple[Example, Result, Result]], harm: Metric | None, worse: int) -> list[Case]:
     """Return the first cases, severe ones before the others, then by id."""
 

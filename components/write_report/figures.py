@@ -105,10 +105,9 @@ def line_chart(title: str, points: Sequence[tuple[float, float]], show: Format) 
     """Draw a series over optimizer steps, with its first and last value written."""
     width, left, right, top, bottom = 300, 44, 288, 14, 112
     values = [value for _, value in points]
-    marks = ticks(min(values), max(values), 3)
-    low, high = min(*values, *marks), max(*values, *marks)
+    marks = _around(min(values), max(values), 3)
     across = Scale(points[0][0], max(points[-1][0], points[0][0] + 1), left, right)
-    up = Scale(low, high if high > low else low + 1, bottom, top)
+    up = Scale(marks[0], marks[-1], bottom, top)
     parts = []
     for mark in marks:
         parts.append(_line(left, up(mark), right, up(mark), "grid"))
@@ -160,6 +159,13 @@ def ticks(low: float, high: float, count: int) -> list[float]:
     step = round_up((high - low) / count)
     first = math.ceil(low / step - 1e-9)
     return [round(step * place, 10) for place in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def _around(low: float, high: float, count: int) -> list[float]:
+    """Return round values, about `count` of them, of which the first is at most `low` and the last at least `high`."""
+    step = round_up((high - low) / count)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(step * place, 10) for place in range(first, max(last, first + 1) + 1)]
 
 
 def _grid(scale: Scale, top: float, bottom: float, show: Format) -> Markup:

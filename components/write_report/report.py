@@ -1,6 +1,7 @@
 """One run on one page: what was decided, what speaks for it, and where it came from."""
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +9,10 @@ from typing import Any
 
 import yaml
 
-from ..contracts.artifacts import Manifest, read_manifest
+from ..contracts.artifacts import Manifest, digest_of, read_manifest
 from ..contracts.errors import DataError
 from ..contracts.metrics import Metric, Summary
-from ..contracts.recipe import Recipe
+from ..contracts.recipe import Kind, Recipe
 from ..contracts.rows import Example, Result, read_rows
 from ..shared.summary import read_seconds, read_summary
 from . import cases, figures
@@ -41,6 +42,15 @@ SERIES = {
     "informative_groups": "Groups with a gradient",
 }
 """Numbers of a training curve that are worth a figure, by name."""
+KINDS: dict[str, Kind] = {
+    "validation": "light",
+    "splits": "light",
+    "pairs": "light",
+    "sft": "train",
+    "preference": "train",
+    "rl": "train",
+}
+"""What the recipe reserves for a step, by the names of `STEPS`; any other one is of the kind `generate`."""
 STATES = {True: "pass", False: "fail", None: "open"}
 
 
@@ -120,9 +130,21 @@ class Run:
 
     @property
     def harm(self) -> Metric | None:
-        """The metric to look at beside the primary one: the first of which lower is better, else the second."""
+        """The metric to look at beside the primary one.
+
+        The policy's first critical one; without one the first of which lower is better, else the second.
+        """
         others = self.metrics[1:]
+        critical = [one.metric for one in self.recipe.gate.criteria if one.tier == "critical"]
+        named = [metric for name in critical for metric in others if metric.name == name]
+        if named:
+            return named[0]
         return next((metric for metric in others if metric.better == "lower"), next(iter(others), None))
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Arm to the content digest of its model."""
+        return dict(self.manifests["results"].metadata.get("arms") or {})
 
     @property
     def arms(self) -> dict[str, dict[str, Any]]:
@@ -154,6 +176,7 @@ def render(run: Run) -> str:
         slices=slices(run),
         training=training(run),
         cases=compare(run),
+        missed=missed(run),
         data=data(run),
         lineage=lineage(run),
         task=run.recipe.task,
@@ -240,7 +263,7 @@ def climb(run: Run) -> dict[str, Any]:
 
 def _same_as_candidate(run: Run) -> str:
     """Return the stage whose model the candidate is, by content digest."""
-    digests = run.manifests["results"].metadata.get("arms") or {}
+    digests = run.digests
     mine = digests.get("candidate")
     found = [STAGES[arm] for arm in STAGES if mine and digests.get(arm) == mine]
     if found:
@@ -478,7 +501,8 @@ def _curves(title: str, curve: Sequence[Mapping[str, float]]) -> list[dict[str, 
     # The loss of a policy gradient says nothing of progress: it stands near zero by construction.
     wanted = [name for name in SERIES if not (name == "loss" and any("reward" in point for point in curve))]
     for name in wanted:
-        line = [(float(point["step"]), float(point[name])) for point in curve if point.get(name) is not None]
+        known = [point for point in curve if point.get(name) is not None and math.isfinite(point[name])]
+        line = [(float(point["step"]), float(point[name])) for point in known]
         if not line:
             continue
         first, last = points(line[0][1]), points(line[-1][1])
@@ -490,16 +514,30 @@ def _curves(title: str, curve: Sequence[Mapping[str, float]]) -> list[dict[str, 
 
 
 def compare(run: Run) -> list[dict[str, Any]]:
-    """Return the examples won and lost against the base model and against SFT."""
+    """Return the examples won and lost against the base model, SFT and the champion, each if it is another model."""
     if "candidate" not in run.results:
         return []
-    primary, harm = run.metrics[0], run.harm
-    lower = harm if harm is not None and harm.better == "lower" else None
+    digests = run.digests
+    lower = _lower(run)
     return [
-        cases.compare(run.results, run.examples, other, primary, lower) | {"harm": lower}
-        for other in ("baseline", "sft")
-        if other in run.results
+        cases.compare(run.results, run.examples, other, run.metrics[0], lower) | {"harm": lower}
+        for other in ("baseline", "champion", "sft")
+        if other in run.results and (other not in digests or digests[other] != digests.get("candidate"))
     ]
+
+
+def missed(run: Run) -> dict[str, Any] | None:
+    """Return what the candidate still does wrong where it matters, beside what it would replace."""
+    harm = _lower(run)
+    other = next((arm for arm in ("champion", "baseline") if arm in run.results), None)
+    if harm is None or other is None or "candidate" not in run.results:
+        return None
+    return cases.missed(run.results, run.examples, other, harm)
+
+
+def _lower(run: Run) -> Metric | None:
+    """Return the metric of harm, if lower is better of it."""
+    return run.harm if run.harm is not None and run.harm.better == "lower" else None
 
 
 def data(run: Run) -> dict[str, Any]:
@@ -545,7 +583,7 @@ def pairs(run: Run) -> dict[str, Any] | None:
 
 def lineage(run: Run) -> dict[str, Any]:
     """Return the digests of what was read and made, and the time of each step."""
-    digests = run.manifests["results"].metadata.get("arms") or {}
+    digests = run.digests
     steps: list[dict[str, Any]] = [
         {
             "title": title,
@@ -561,6 +599,8 @@ def lineage(run: Run) -> dict[str, Any]:
     for one in steps:
         one["share"] = round(100 * one["seconds"] / longest, 1) if one["seconds"] is not None else None
     return {
+        "chain": _chain(run),
+        "hours": _hours(run),
         "steps": steps,
         "candidate": digests.get("candidate") or run.decision.get("candidate"),
         "total": sum(times) if times else None,
@@ -570,3 +610,34 @@ def lineage(run: Run) -> dict[str, Any]:
         ],
         "models": [{"arm": ARMS.get(arm, arm), "digest": digests[arm]} for arm in ARMS if arm in digests],
     }
+
+
+def _chain(run: Run) -> list[dict[str, Any]]:
+    """Return what led to the decision, first to last; a stage that was left out is marked."""
+    digests, made = run.digests, run.manifests
+    candidate = digests.get("candidate") or run.decision.get("candidate")
+    verdicts = {row["title"]: row["state"] for row in stages(run)}
+    links = [
+        ("Recipe", digest_of(run.recipe.model_dump(mode="json")), ""),
+        ("Data", made["data"].digest, ""),
+        (ARMS["baseline"], digests.get("baseline") or run.decision.get("baseline"), ""),
+        *((title, digests.get(stage), verdicts[title]) for stage, title in STAGES.items()),
+        ("Candidate", candidate, ""),
+        ("Results", made["results"].digest, ""),
+        ("Decision", made["decision"].digest, ""),
+    ]
+    return [{"name": name, "digest": digest, "left_out": state == "fail"} for name, digest, state in links if digest]
+
+
+def _hours(run: Run) -> dict[str, str]:
+    """Return the processor hours reserved: measured time by what the recipe asks for, of each kind of processor."""
+    known = [
+        (run.recipe.resources[KINDS.get(name, "generate")], seconds / 3600)
+        for name, seconds in run.seconds.items()
+        if seconds
+    ]
+    spent = {
+        "CPU": sum(asked.cpus * hours for asked, hours in known),
+        "GPU": sum(asked.gpus * hours for asked, hours in known),
+    }
+    return {name: f"{hours:.2f}" for name, hours in spent.items() if hours}

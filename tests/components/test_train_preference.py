@@ -61,9 +61,7 @@ def test_a_pair_is_tokenised_as_generation_does(tiny_model: Path, tiny_tokenizer
     batch = next(iter(trainer.get_train_dataloader()))
     made = {
         (tuple(ids[kept.bool()].tolist()), tuple(ids[answer.bool()].tolist()))
-        for ids, kept, answer in zip(
-            batch["input_ids"], batch["attention_mask"], batch["completion_mask"], strict=True
-        )
+        for ids, kept, answer in zip(batch["input_ids"], batch["attention_mask"], batch["completion_mask"], strict=True)
     }
     wanted = set()
     for pair in preferences(2):

@@ -377,6 +377,46 @@ def test_missed_unsafe_directions_come_first(run: Fixture) -> None:
     assert len(cases) <= 16
 
 
+def test_what_every_arm_missed_is_shown(tmp_path: Path) -> None:
+    fixture = Fixture(tmp_path, n=60, arms=("baseline", "candidate"))
+    missed = [row for row in fixture.rows["candidate"] if row.scores["near_miss"]]
+    unsafe = [row for row in fixture.rows["candidate"] if row.scores["near_miss"] is not None]
+    assert missed
+    assert not any(row.scores["near_miss"] == 0 for row in fixture.rows["baseline"])  # so nothing is lost to it
+    text = fixture.render(without=OPTIONAL)
+    assert f"Near misses of the candidate: {len(missed)} of {len(unsafe)}" in Page(text).text
+    block = text.split('<div class="missed">')[1].split("Candidate against")[0]
+    assert block.count('class="case"') == len(missed)
+
+
+def test_a_model_is_not_compared_with_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DIGESTS, "sft", DIGESTS["candidate"])
+    page = Page(Fixture(tmp_path, n=60).render())
+    assert "Candidate against Champion" in page.text
+    assert "Candidate against SFT" not in page.text
+
+
+def test_the_policys_critical_metric_stands_beside_the_primary(run: Fixture) -> None:
+    gate = {"criteria": [{"metric": "exact"}, {"metric": "false_alarm", "tier": "critical"}]}
+    assert "False alarms of the candidate" in Page(run.render(gate=gate)).text
+
+
+def test_cost_is_measured_time_by_what_is_reserved(run: Fixture) -> None:
+    light, other = {"cpus": 1}, {"cpus": 2, "gpus": 1}
+    page = Page(run.render(resources={"light": light, "train": other, "generate": other}))
+    hours = (3 * 312.7 + 88.0 + 3 * 21.4 + 402.5 + 61.0) / 3600
+    cpu = 2 * hours + (4.2 + 1.1 + 0.9) / 3600
+    assert f"Cost: {cpu:.2f} CPU hours and {hours:.2f} GPU hours" in page.text
+
+
+def test_lineage_runs_from_the_recipe_to_the_decision(run: Fixture) -> None:
+    text = run.render()
+    chain = Page(text[text.index('<ol class="chain">') : text.index("</ol>")] + "</ol>").text
+    names = ["Recipe", "Data", "Base model", "SFT", "DPO (left out)", "GRPO", "Candidate", "Results", "Decision"]
+    places = [chain.index(name) for name in names]
+    assert places == sorted(places)
+
+
 def test_a_changed_artifact_is_refused(tmp_path: Path) -> None:
     fixture = Fixture(tmp_path, n=30)
     (tmp_path / "decision" / "decision.json").write_text("{}")
@@ -403,5 +443,6 @@ def test_axes_and_words() -> None:
     assert figures.ticks(-0.1, 0.3, 4) == [-0.1, 0.0, 0.1, 0.2, 0.3]
     assert "does not apply" in figures.dot_plot("t", [figures.Dot("SFT", None)], percent, 1.0)
     assert figures.line_chart("flat", [(1, 0.5)], str)
+    assert figures.line_chart("rising", [(1, 0.71), (9, 0.88)], percent).count('class="grid"') >= 3
     assert (percent(0.125), percent(-0.0), p_value(1e-9), p_value(None)) == ("12.5%", "0%", "<0.001", "–")
     assert (signed("-3.0"), signed("+0.0"), duration(59.9), duration(3725)) == ("−3.0", "0.0", "59.9 s", "1 h 02 min")

@@ -1,0 +1,145 @@
+"""The graph: a function of the recipe, with registration below the gate only."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from assay.components.contracts.recipe import Recipe
+from assay.pipelines import cli
+from assay.pipelines.engines.local import engine
+from assay.pipelines.post_training import compile_recipe
+
+FLAGSHIP = cli.RECIPES / "medication-directions.yaml"
+COMPILE = """
+import sys
+from pathlib import Path
+from assay.components.contracts.recipe import Recipe
+from assay.pipelines.post_training import compile_recipe
+compile_recipe(Recipe.load(sys.argv[1]), Path(sys.argv[2]))
+print(*sorted({"torch", "mlflow", "great_expectations", "transformers", "trl"} & sys.modules.keys()))
+"""
+
+
+@pytest.fixture(scope="module")
+def flagship(tmp_path_factory) -> Path:
+    return compile_recipe(Recipe.load(FLAGSHIP), tmp_path_factory.mktemp("ir") / "pipeline.yaml")
+
+
+@pytest.fixture(scope="module")
+def documents(flagship):
+    """The IR and the platform settings."""
+    return list(yaml.safe_load_all(flagship.read_text()))
+
+
+def dags(ir) -> dict:
+    """Return every DAG by the name of its component; the root is `root`."""
+    inner = {name: component["dag"] for name, component in ir["components"].items() if "dag" in component}
+    return {"root": ir["root"]["dag"], **inner}
+
+
+def holders(ir, step: str) -> list[str]:
+    """Return the DAGs that hold a task of this name."""
+    return [name for name, dag in dags(ir).items() if step in dag["tasks"]]
+
+
+def containers(ir) -> list[dict]:
+    executors = ir["deploymentSpec"]["executors"].values()
+    return [executor["container"] for executor in executors if "container" in executor]
+
+
+@pytest.mark.parametrize("seed", ["1", "2", "3"])
+def test_the_same_recipe_gives_the_same_bytes_without_heavy_imports(flagship, tmp_path, seed):
+    path = tmp_path / "pipeline.yaml"
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE, str(FLAGSHIP), str(path)],
+        env={**os.environ, "PYTHONHASHSEED": seed},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
+    assert path.read_bytes() == flagship.read_bytes()
+
+
+def test_every_step_runs_the_entry_point_and_installs_nothing(flagship, documents):
+    assert "pip install" not in flagship.read_text()
+    for container in containers(documents[0]):
+        assert container["command"] == ["python", "-m", "assay.components.runtime"]
+        assert container["args"][-1] == "{{$}}"
+        assert all(len(argument) < 256 for argument in container["args"])
+
+
+def test_registration_is_reachable_only_below_promote(documents):
+    ir = documents[0]
+    (branch,) = set(holders(ir, "register-model") + holders(ir, "deploy-model"))
+    assert branch != "root"
+    (branches,) = [
+        name
+        for name, dag in dags(ir).items()
+        if any(task["componentRef"]["name"] == branch for task in dag["tasks"].values())
+    ]
+    tasks = dags(ir)[branches]["tasks"]
+    (taken,) = [task for task in tasks.values() if task["componentRef"]["name"] == branch]
+    condition = taken["triggerPolicy"]["condition"]
+    assert "gate-Output'] == true" in condition
+    assert not condition.startswith("!")
+    (other,) = holders(ir, "hold-model")
+    (held,) = [task for task in tasks.values() if task["componentRef"]["name"] == other]
+    assert held["triggerPolicy"]["condition"] == f"!({condition})"
+
+
+def test_what_acts_on_the_world_is_never_cached(documents):
+    tasks = {name: task for dag in dags(documents[0]).values() for name, task in dag["tasks"].items()}
+    uncached = {
+        name
+        for name, task in tasks.items()
+        if task["componentRef"]["name"] not in dags(documents[0])
+        and not task.get("cachingOptions", {}).get("enableCache", False)
+    }
+    assert uncached == {"find-champion", "register-model", "deploy-model", "hold-model"}
+
+
+def test_stages_can_be_left_out(tmp_path):
+    recipe = Recipe(name="short", preference=None, rl=None)
+    planned = engine.plan(compile_recipe(recipe, tmp_path / "short.yaml"))
+    names = [task.path.rpartition("/")[2] for task in planned if task.kind == "container"]
+    assert "train-sft" in names
+    assert "write-report" in names
+    assert not {"train-preference", "train-rl", "sample-candidates", "build-preferences", "select-model-2"} & {*names}
+
+
+def test_rows_of_ones_own_are_imported_and_are_a_parameter(tmp_path):
+    path = compile_recipe(Recipe.load(FLAGSHIP), tmp_path / "data.yaml", "/rows/mine.jsonl")
+    ir = next(yaml.safe_load_all(path.read_text()))
+    assert ir["root"]["inputDefinitions"]["parameters"]["data"]["defaultValue"] == "/rows/mine.jsonl"
+    assert "importer" in ir["root"]["dag"]["tasks"]
+    assert "generate-data" not in ir["root"]["dag"]["tasks"]
+
+
+def test_without_rows_there_is_no_such_parameter(documents):
+    assert "data" not in documents[0]["root"].get("inputDefinitions", {}).get("parameters", {})
+
+
+def test_the_gpu_profile_asks_for_accelerators_where_models_run(tmp_path, documents):
+    path = compile_recipe(Recipe.load(FLAGSHIP, "gpu"), tmp_path / "gpu.yaml")
+    executors = next(yaml.safe_load_all(path.read_text()))["deploymentSpec"]["executors"]
+    asks = {
+        name.removeprefix("exec-")
+        for name, executor in executors.items()
+        if "accelerator" in executor.get("container", {}).get("resources", {})
+    }
+    assert asks >= {"train-sft", "train-preference", "train-rl", "evaluate", "judge", "deploy-model"}
+    assert not asks & {"validate-data", "prepare-data", "gate", "register-model", "hold-model", "write-report"}
+    assert not any("accelerator" in container.get("resources", {}) for container in containers(documents[0]))
+
+
+def test_every_container_has_a_time_limit(documents):
+    ir, platform = documents
+    limits = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    wanted = {name for name, executor in ir["deploymentSpec"]["executors"].items() if "container" in executor}
+    assert {name for name, limit in limits.items() if limit.get("activeDeadlineSeconds")} == wanted
