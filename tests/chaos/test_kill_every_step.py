@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from fixtures.tiny_chain import write_recipe, write_rows
+from fixtures.tiny_chain import make_learner, write_recipe, write_rows
 
 
 @pytest.fixture(scope="module")
-def files(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def files(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("chain")
-    return write_recipe(folder / "tiny.yaml", tiny_model), write_rows(folder / "lamps.jsonl")
+    learner = make_learner(folder / "learner", base_model)
+    return write_recipe(folder / "tiny.yaml", learner), write_rows(folder / "lamps.jsonl")
 
 
 def start(home: Path, *words: str) -> "subprocess.Popen[str]":
