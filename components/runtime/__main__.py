@@ -1,4 +1,4 @@
-"""The entry point of every step, in every container: `python -m assay.components.runtime --component module:function …`.
+"""The entry point of every step, in every container: `python -m assay.components.runtime --component MODULE:FUNCTION`.
 
 It runs the function through kfp's own executor, so inputs, outputs and metadata are what a Kubeflow launcher expects.
 A user's error (`AssayError`) becomes `error.json` beside the executor's output and exit code 2, without a traceback.
