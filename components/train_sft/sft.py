@@ -29,7 +29,7 @@ def fine_tune(settings: SFTSettings, task: str, seed: int, base: str, data: str,
     training.train(trainer, watcher)
     training.save(trainer, tokenizer, output, parents["base"], {"stage": "sft", "task": task})
     points = training.curve(
-        trainer, {"loss": "loss", "learning_rate": "learning_rate", "mean_token_accuracy": "accuracy"}
+        trainer, {"loss": "loss", "learning_rate": "learning_rate", "mean_token_accuracy": "token_accuracy"}
     )
     first, last = training.loss_ends(points)
     effect = training.check_effect(

@@ -37,6 +37,7 @@ SERIES = {
     "loss": "Loss",
     "reward": "Mean reward",
     "exact": "Right answers sampled",
+    "token_accuracy": "Answer tokens foreseen",
     "accuracy": "Pairs ranked right",
     "margin": "Reward margin",
     "informative_groups": "Groups with a gradient",

@@ -80,7 +80,7 @@ def test_a_run_learns_saves_and_tells(tiny_model: Path, tmp_path: Path) -> None:
     assert told.details["effect"]["ok"]
     assert told.details["effect"]["checks"] == {"finite": True, "loss_fell": True, "weights_changed": True}
     assert [point["step"] for point in told.details["curve"]] == list(range(1, 9))
-    assert {"loss", "learning_rate", "accuracy"} <= told.details["curve"][0].keys()
+    assert {"loss", "learning_rate", "token_accuracy"} <= told.details["curve"][0].keys()
     assert read_seconds(tmp_path / "summary")
     manifest = read_manifest(tmp_path / "model", "model")
     base = read_manifest(tiny_model, "model")
