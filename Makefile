@@ -13,7 +13,7 @@ demo: $(READY)
 	@$(BIN)/assay run medication-directions
 
 test: $(READY)
-	@$(BIN)/pytest -m "not heavy"
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -m "not heavy" --durations=10
 
 # Trains and kills the 135M model for real: about half an hour.
 test-heavy: $(READY)

@@ -217,6 +217,7 @@ def _environment(home: Path) -> dict[str, str]:
     python = str(Path(sys.executable).parent)
     return {
         "MLFLOW_TRACKING_URI": f"sqlite:///{registry}/mlflow.db",
+        "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait bring a busy machine to a halt
         **os.environ,
         "PATH": python + os.pathsep + os.environ.get("PATH", os.defpath),
         "ASSAY_HOME": str(home),
