@@ -15,7 +15,7 @@ demo: $(READY)
 test: $(READY)
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -m "not heavy" --durations=10
 
-# Trains and kills the 135M model for real: about half an hour.
+# Kills a real chain in every step, and runs the flagship recipe: about an hour.
 test-heavy: $(READY)
 	@$(BIN)/pytest -m heavy -v
 

@@ -2,17 +2,21 @@
 
 Each criterion is a one-sided test at α against a reference. All `critical` and `primary` ones must pass, so the chance
 to promote a model that fails any of them is at most α without a correction (an intersection–union test, Berger 1982).
+`supporting` ones decide nothing; as they are read side by side, they pass by Holm's procedure.
 
 * **promote**       all of them pass.
-* **hold**          one shows the opposite: the interval of the difference lies at or below 0 (superiority) or at or
-                    below −margin (non-inferiority); or the candidate's bytes are those of what it should replace.
-* **inconclusive**  neither; `needed` says how many examples in all would decide at the observed effect.
+* **hold**          one shows the opposite: the whole interval of the difference lies at or below the bar, which is the
+                    least gain (superiority, 0 unless a margin is set) or −margin (non-inferiority); or the candidate's
+                    bytes are those of what it should replace.
+* **inconclusive**  neither, or fewer examples than `min_examples`; `needed` says how many examples in all would pass
+                    at the observed effect, and is None where more of the same would not help.
 """
 
 import json
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +27,7 @@ from ..contracts.errors import DataError, RecipeError
 from ..contracts.metrics import Metric, Summary
 from ..contracts.recipe import Criterion, GateSettings
 from ..contracts.rows import Result, Verdict, read_rows
-from ..shared.statistics import Counts, Interval, mcnemar, paired_test, proportion, summarise
+from ..shared.statistics import Counts, Interval, holm, mcnemar, paired_test, proportion, summarise
 from ..shared.summary import read_summary, write_summary
 from ..shared.tasks.task import get_task
 
@@ -53,6 +57,9 @@ class Finding(BaseModel):
     alpha: float
     passed: bool | None
     needed: int | None
+    """Held-out examples in all, those to which the metric does not apply among them."""
+    note: str = ""
+    """Why the numbers could not decide, where it is not they that are too few."""
 
 
 class Decision(BaseModel):
@@ -77,7 +84,7 @@ def run(
     }
     metrics = get_task(task).metrics
     arms = group_by_arm(read_rows(Path(results) / "results.parquet", Result))
-    digests = parents["results"].metadata["arms"]
+    digests = check_arms(arms, parents["results"].metadata.get("arms", {}))
     judge = read_summary(judging).details
     findings = [
         *findings_of(settings, metrics, arms),
@@ -114,7 +121,8 @@ def group_by_arm(rows: Sequence[Result]) -> Arms:
     """Return the results by arm, each in the order of the example ids.
 
     Raises:
-        DataError: The baseline or the candidate is missing, or two arms were measured on different examples.
+        DataError: The baseline or the candidate is missing, an arm answered an example twice, or two arms were
+            measured on different examples.
     """
     arms: defaultdict[str, list[Result]] = defaultdict(list)
     for row in sorted(rows, key=lambda row: row.example_id):
@@ -123,6 +131,9 @@ def group_by_arm(rows: Sequence[Result]) -> Arms:
         if needed not in arms:
             raise DataError(f"the arm {needed!r} was not measured", where="results.parquet", fix="run evaluate again")
     wanted = [row.example_id for row in arms[CANDIDATE]]
+    for one, other in zip(wanted, wanted[1:], strict=False):
+        if one == other:
+            raise DataError(f"example {one} was measured twice", where="results.parquet", fix="run evaluate again")
     for arm, found in arms.items():
         if [row.example_id for row in found] != wanted:
             raise DataError(
@@ -132,6 +143,18 @@ def group_by_arm(rows: Sequence[Result]) -> Arms:
                 fix="run evaluate again on one held-out set",
             )
     return dict(arms)
+
+
+def check_arms(arms: Arms, digests: Mapping[str, str]) -> dict[str, str]:
+    """Return the digests of the models, which are of exactly the arms that were measured.
+
+    Raises:
+        DataError: A model has no results, or results have no model; a champion could so escape the comparison.
+    """
+    for arm in sorted(arms.keys() ^ digests.keys()):
+        lack = "has results, but the manifest names no model for it" if arm in arms else "has no results"
+        raise DataError(f"the arm {arm!r} {lack}", where="results", fix="run evaluate again")
+    return dict(digests)
 
 
 def findings_of(settings: GateSettings, metrics: Sequence[Metric], arms: Arms) -> list[Finding]:
@@ -154,7 +177,17 @@ def findings_of(settings: GateSettings, metrics: Sequence[Metric], arms: Arms) -
             for versus in criterion.versus
             if versus in arms
         ]
-    return found
+    return _corrected(found, settings.alpha)
+
+
+def _corrected(findings: Sequence[Finding], alpha: float) -> list[Finding]:
+    """Take back what the supporting findings show one by one but not, by Holm's procedure, together."""
+    shown = iter(holm([finding.p_value for finding in findings if finding.tier == "supporting"], alpha))
+    kept = []
+    for finding in findings:
+        lost = finding.tier == "supporting" and not next(shown) and finding.passed
+        kept.append(finding.model_copy(update={"passed": None}) if lost else finding)
+    return kept
 
 
 def _finding(
@@ -168,14 +201,17 @@ def _finding(
         margin=criterion.margin,
         alpha=alpha,
         clusters=[row.group for row in candidate],
+        low=metric.low,
+        high=metric.high,
     )
+    n = tested.difference.n
     return Finding(
         metric=criterion.metric,
         tier=criterion.tier,
         versus=versus,
         test=criterion.test,
         margin=criterion.margin,
-        n=tested.difference.n,
+        n=n,
         candidate=tested.candidate,
         reference=tested.reference,
         difference=tested.difference.mean,
@@ -184,7 +220,8 @@ def _finding(
         p_value=tested.p_value,
         alpha=alpha,
         passed=tested.passed,
-        needed=tested.needed,
+        needed=ceil(tested.needed * len(candidate) / n) if tested.needed else None,
+        note="" if n else "it applies to no example",
     )
 
 
@@ -217,9 +254,16 @@ def judged(settings: GateSettings, judge: dict[str, Any], verdicts: Sequence[Ver
             p_value=p_value,
             alpha=settings.alpha,
             passed=shown if judge.get("may_decide") else None,
-            needed=None,
+            needed=None,  # the judge sees `judge.max_examples` of the examples, so more examples are not more verdicts
+            note=_judge_note(bool(judge.get("may_decide")), shown),
         )
     ]
+
+
+def _judge_note(may_decide: bool, shown: bool | None) -> str:
+    if not may_decide:
+        return "the judge's agreement with the labels is below its floor"
+    return "its verdicts are too few or too even; `judge.max_examples` sets how many there are" if shown is None else ""
 
 
 def decide(
@@ -249,17 +293,32 @@ def decide(
     if not required:
         reason = "Inconclusive: no criterion could be tested (no critical or primary one has a reference)."
         return Decision(decision="inconclusive", reason=reason, needed=None)
+    required.sort(key=lambda finding: finding.tier != "critical")
+    alone = "champion" not in digests and any("champion" in criterion.versus for criterion in settings.criteria)
+    end = "; there is no champion to compare with." if alone else "."
     failed = [finding for finding in required if finding.passed is False]
     if failed:
-        return Decision(decision="hold", reason=f"Hold: {_words(failed[0], titles)}.", needed=None)
+        return Decision(decision="hold", reason=f"Hold: {_words(failed[0], titles)}{end}", needed=None)
     open_ = [finding for finding in required if finding.passed is None]
     if open_:
-        wanted = [finding.needed for finding in open_ if finding.needed]
-        more = f"; about {max(wanted)} examples in all would decide" if wanted else ""
-        reason = f"Inconclusive: {_words(open_[0], titles)}{more}."
-        return Decision(decision="inconclusive", reason=reason, needed=max(wanted) if wanted else None)
-    reason = f"Promote: {_words(required[0], titles)}; all {len(required)} required comparisons passed."
+        return _left_open(open_, titles, end)
+    shown = next((finding for finding in required if finding.tier == "primary"), required[0])
+    reason = f"Promote: {_words(shown, titles)}; all {len(required)} required comparisons passed{end}"
     return Decision(decision="promote", reason=reason, needed=None)
+
+
+def _left_open(findings: Sequence[Finding], titles: dict[str, str], end: str) -> Decision:
+    """Ask for more examples, unless there is a finding that more of the same would not close."""
+    hopeless = [finding for finding in findings if finding.needed is None]
+    needed = None if hopeless else max(finding.needed or 0 for finding in findings)
+    told = hopeless[0] if hopeless else max(findings, key=lambda finding: finding.needed or 0)
+    if told.note:
+        more = f"; {told.note}"
+    elif hopeless:
+        more = "; more examples of this kind would not show it"
+    else:
+        more = f"; about {needed} examples in all would"
+    return Decision(decision="inconclusive", reason=f"Inconclusive: {_words(told, titles)}{more}{end}", needed=needed)
 
 
 def _words(finding: Finding, titles: dict[str, str]) -> str:

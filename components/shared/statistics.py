@@ -1,6 +1,12 @@
-"""Intervals and paired tests that do not collapse: exact or score methods for 0/1 values, resampling for others.
+"""Intervals and paired tests that do not collapse.
 
-Everything is deterministic: resampling draws from a generator with a fixed seed, so equal data gives equal numbers.
+* 0/1 values, each its own draw: Wilson's interval, McNemar's exact test, Tango's score test.
+* All others (shares, ratings, rows that share a cluster): Gaffke's bound on a bounded mean, see `_draws`.
+  On −1/0/+1 differences it is McNemar's exact test and on 0/1 values Clopper and Pearson's bound; a bootstrap or a
+  sign-flip test promotes too often where a few examples lose much (`tests/benchmarks/gate_error_rates.py`).
+
+Everything is deterministic: resampling draws from a generator with a fixed seed, so equal data gives equal numbers, in
+whatever order.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -44,7 +50,7 @@ class PairedResult(BaseModel):
     difference: Interval
     """Two-sided at level 1 − 2α, so that its low end decides as the one-sided test at α does."""
     p_value: float
-    """One-sided, against "not better" (superiority) or "worse by the margin or more" (non-inferiority)."""
+    """One-sided, against "not better, by the margin" (superiority) or "worse by the margin" (non-inferiority)."""
     passed: bool | None
     """True: shown. False: the opposite is shown. None: the data say neither."""
     needed: int | None
@@ -87,14 +93,12 @@ def mean_interval(
     low: float = 0.0,
     high: float = 1.0,
 ) -> Interval:
-    """Return the mean with an interval: Wilson's for 0/1 values, a percentile bootstrap (by cluster) for others.
-
-    Where all values are equal a bootstrap would say "no doubt"; there the interval is Wilson's on the scaled mean.
+    """Return the mean with an interval: Wilson's for 0/1 values, Gaffke's (by cluster) for others.
 
     Args:
         values: At least one.
         confidence: Two-sided.
-        clusters: Key of each value; values of one key are resampled together.
+        clusters: Key of each value; values of one key count as one draw.
         low: Smallest possible value.
         high: Largest possible value.
     """
@@ -102,15 +106,7 @@ def mean_interval(
     sums, sizes = _by_cluster(data, clusters)
     if len(sums) == len(data) and _is_binary(data):
         return proportion(float(data.sum()), len(data), confidence)
-    if len(sums) < 2 or float(np.ptp(sums / sizes)) == 0.0:
-        scaled = proportion((float(data.mean()) - low) / (high - low) * len(sums), len(sums), confidence)
-        return Interval(
-            mean=float(data.mean()),
-            low=low + scaled.low * (high - low),
-            high=low + scaled.high * (high - low),
-            n=len(data),
-        )
-    ends = _bootstrap(sums, sizes, confidence)
+    ends = _gaffke(sums, sizes, confidence, low, high)
     return Interval(mean=float(data.mean()), low=ends[0], high=ends[1], n=len(data))
 
 
@@ -128,26 +124,26 @@ def paired_difference(
     confidence: float = 0.95,
     *,
     clusters: Sequence[Hashable] | None = None,
+    low: float = 0.0,
+    high: float = 1.0,
 ) -> Interval:
-    """Return the mean difference new − old with its interval: Tango's for 0/1 pairs, a bootstrap for others.
+    """Return the mean difference new − old with its interval: Tango's for 0/1 pairs, Gaffke's for others.
 
     Args:
         new: Values of one arm.
         old: Values of the other on the same examples.
         confidence: Two-sided.
         clusters: Key of each example; examples of one key count as one draw.
+        low: Smallest possible value of either arm.
+        high: Largest possible value of either arm.
     """
     a, b = np.asarray(new, dtype=np.float64), np.asarray(old, dtype=np.float64)
     sums, sizes = _by_cluster(a - b, clusters)
-    mean = float((a - b).mean())
     if len(sums) == len(a) and _is_binary(a) and _is_binary(b):
         ends = tango(_counts(a, b), confidence)
-    elif len(sums) < 2 or float(np.ptp(sums / sizes)) == 0.0:
-        ends = tango(Counts(0, 0, len(sums)), confidence)  # no two draws differ: doubt as if none were discordant
-        ends = (min(ends[0], mean), max(ends[1], mean))
     else:
-        ends = _bootstrap(sums, sizes, confidence)
-    return Interval(mean=mean, low=ends[0], high=ends[1], n=len(a))
+        ends = _gaffke(sums, sizes, confidence, low - high, high - low)
+    return Interval(mean=float((a - b).mean()), low=ends[0], high=ends[1], n=len(a))
 
 
 def paired_test(
@@ -159,44 +155,49 @@ def paired_test(
     margin: float = 0.0,
     alpha: float = 0.05,
     clusters: Sequence[Hashable] | None = None,
+    low: float = 0.0,
+    high: float = 1.0,
 ) -> PairedResult:
     """Compare two arms on the same examples; where a metric applies to neither or one of them, the example is left out.
 
-    0/1 pairs: exact McNemar for superiority, Tango's score test for non-inferiority. Others, and examples that share a
-    cluster: a sign-flip permutation test of the cluster sums, shifted by the margin.
+    0/1 pairs: exact McNemar for superiority, Tango's score test wherever there is a margin. Others, and examples that
+    share a cluster: Gaffke's bound, whose p-value and interval are one.
 
     Args:
         candidate: Values of the candidate; None where the metric does not apply.
         reference: Values of the reference on the same examples.
         better: Which way is better.
         test: What is to be shown.
-        margin: For non-inferiority, in the metric's unit.
+        margin: In the metric's unit: for non-inferiority the loss that is acceptable, for superiority the least gain.
         alpha: One-sided level.
         clusters: Key of each example.
+        low: Smallest possible value of the metric.
+        high: Largest possible value of the metric.
     """
     kept = [i for i, pair in enumerate(zip(candidate, reference, strict=True)) if None not in pair]
     if not kept:
-        nothing = Interval(mean=0.0, low=-1.0, high=1.0, n=0)
+        nothing = Interval(mean=0.0, low=low - high, high=high - low, n=0)
         return PairedResult(candidate=0, reference=0, difference=nothing, p_value=1.0, passed=None, needed=None)
     raw = [np.asarray([side[i] for i in kept], dtype=np.float64) for side in (candidate, reference)]
-    a, b = raw if better == "higher" else [1.0 - side for side in raw]
+    a, b = raw if better == "higher" else [low + high - side for side in raw]
     keys = [clusters[i] for i in kept] if clusters is not None else None
-    shift = margin if test == "non_inferiority" else 0.0
-    difference = paired_difference(a.tolist(), b.tolist(), 1 - 2 * alpha, clusters=keys)
+    bar = -margin if test == "non_inferiority" else margin
+    difference = paired_difference(a.tolist(), b.tolist(), 1 - 2 * alpha, clusters=keys, low=low, high=high)
     sums, sizes = _by_cluster(a - b, keys)
     if len(sums) == len(a) and _is_binary(a) and _is_binary(b):
         counts = _counts(a, b)
-        p_value = mcnemar(counts) if test == "superiority" else 1 - _cdf(tango_z(counts, -shift))
+        exact = test == "superiority" and bar == 0
+        p_value = mcnemar(counts) if exact else 1 - _cdf(tango_z(counts, bar))
     else:
-        p_value = _sign_flip(sums + shift * sizes)
-    passed = True if p_value <= alpha else False if difference.high <= -shift else None
+        p_value = _share(_draws(sums, sizes, low - high) <= bar)
+    passed = True if p_value <= alpha else False if difference.high <= bar else None
     return PairedResult(
         candidate=float(raw[0].mean()),
         reference=float(raw[1].mean()),
         difference=difference,
         p_value=p_value,
         passed=passed,
-        needed=required_n(sums / sizes, shift, alpha, len(a)) if passed is None else None,
+        needed=required_n(sums / sizes, bar, alpha, len(a)) if passed is None else None,
     )
 
 
@@ -229,19 +230,20 @@ def tango(counts: Counts, confidence: float = 0.95) -> tuple[float, float]:
     return low, high
 
 
-def required_n(differences: Floats, shift: float, alpha: float, n: int) -> int | None:
-    """Return how many examples in all would decide, by the normal approximation at the observed effect and variance.
+def required_n(differences: Floats, bar: float, alpha: float, n: int) -> int | None:
+    """Return how many examples in all would pass, by the normal approximation at the observed effect and variance.
 
     Args:
         differences: Per example or cluster, positive where the candidate is better.
-        shift: Margin of non-inferiority; 0 for superiority.
+        bar: What the mean difference has to exceed: 0, the least gain, or the acceptable loss below 0.
         alpha: One-sided level.
         n: Examples there are.
 
     Returns:
-        At least one more than there are; None when the observed effect points the other way.
+        At least one more than there are; None when the observed effect does not exceed the bar, so that more examples
+        of this kind would not help.
     """
-    effect = float(differences.mean()) + shift
+    effect = float(differences.mean()) - bar
     if effect <= 0:
         return None
     variance = max(float(differences.var(ddof=1)) if len(differences) > 1 else 0.0, 1.0 / len(differences))
@@ -287,25 +289,35 @@ def _by_cluster(values: Floats, clusters: Sequence[Hashable] | None) -> tuple[Fl
     return np.bincount(places, weights=values).astype(np.float64), np.bincount(places).astype(np.float64)
 
 
-def _bootstrap(sums: Floats, sizes: Floats, confidence: float) -> tuple[float, float]:
-    draws = np.random.default_rng(0)
-    means = np.empty(RESAMPLES)
-    for start in range(0, RESAMPLES, 500):  # in blocks: 500 × clusters indices at a time
-        picked = draws.integers(0, len(sums), (500, len(sums)))
-        means[start : start + 500] = sums[picked].sum(1) / sizes[picked].sum(1)
+def _gaffke(sums: Floats, sizes: Floats, confidence: float, worst: float, best: float) -> tuple[float, float]:
+    """Return both ends of the interval of a mean that lies between `worst` and `best`."""
     tail = (1 - confidence) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return float(low), float(high)
+    return (
+        float(np.quantile(_draws(sums, sizes, worst), tail)),
+        float(np.quantile(_draws(sums, sizes, best), 1 - tail)),
+    )
 
 
-def _sign_flip(sums: Floats) -> float:
-    """Return the one-sided p-value of a sum of signed values, each sign as likely as the other."""
-    observed = float(sums.sum())
-    draws, exceeded = np.random.default_rng(0), 0
-    for _ in range(0, RESAMPLES, 500):
-        signs = draws.integers(0, 2, (500, len(sums))) * 2.0 - 1.0
-        exceeded += int((signs @ sums >= observed - 1e-12).sum())
-    return (exceeded + 1) / (RESAMPLES + 1)
+def _draws(sums: Floats, sizes: Floats, extreme: float) -> Floats:
+    """Return draws of the mean under Gaffke's bound (Gaffke 2005; Learned-Miller and Thomas 2020, arXiv:1905.06208).
+
+    The sample is joined by one more cluster of mean size at the extreme, for all that was not seen, and is weighted by
+    exponential draws. So a sample without variance leaves doubt too: the chance that a share q of cases lies at the
+    extreme and none of n was seen is (1 − q)^n.
+    """
+    size = float(sizes.mean())
+    table = np.column_stack([np.append(sums, extreme * size), np.append(sizes, size)])
+    distinct, counts = np.unique(table, axis=0, return_counts=True)  # the weights of equal clusters add up to one gamma
+    generator, means = np.random.default_rng(0), []
+    for _ in range(0, RESAMPLES, 500):  # in blocks: 500 × distinct clusters at a time
+        weights = generator.standard_gamma(counts.astype(np.float64), (500, len(distinct)))
+        means.append((weights @ distinct[:, 0]) / (weights @ distinct[:, 1]))
+    return np.concatenate(means)
+
+
+def _share(hits: NDArray[np.bool_]) -> float:
+    """Return a p-value from draws; never 0, for the next draw might have hit."""
+    return (int(hits.sum()) + 1) / (len(hits) + 1)
 
 
 def _bisect(function: Callable[[float], float], low: float, high: float) -> float:

@@ -60,7 +60,8 @@ def contents(home: Path, run: str) -> dict[str, str]:
     }
 
 
-@pytest.mark.timeout(1500)
+@pytest.mark.heavy
+@pytest.mark.timeout(3600)
 def test_a_run_killed_in_every_step_ends_as_if_nothing_had_happened(files, tmp_path):
     recipe, rows = files
     calm, rough = tmp_path / "calm", tmp_path / "rough"

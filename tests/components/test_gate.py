@@ -13,7 +13,7 @@ from assay.components.contracts.metrics import Summary
 from assay.components.contracts.recipe import Criterion, GateSettings
 from assay.components.contracts.rows import Result, Verdict, write_rows
 from assay.components.gate.component import gate
-from assay.components.gate.decide import decide, findings_of, group_by_arm, judged
+from assay.components.gate.decide import check_arms, decide, findings_of, group_by_arm, judged
 from assay.components.shared.summary import write_summary
 from assay.components.shared.tasks.task import get_task
 
@@ -82,6 +82,7 @@ def test_without_a_champion_the_baseline_is_what_counts():
     made = decision(digests={"baseline": "b", "candidate": "c"}, baseline=[0.0] * 100, candidate=[1.0] * 100)
     assert made.decision == "promote"
     assert "1 required" in made.reason
+    assert "there is no champion to compare with" in made.reason
 
 
 def test_a_critical_criterion_vetoes_a_better_primary_one():
@@ -127,6 +128,84 @@ def test_arms_on_different_examples_are_refused():
         group_by_arm(results("baseline", [0.0]))
 
 
+def test_an_example_measured_twice_is_refused():
+    rows = [*results("baseline", [0.0]), *results("candidate", [1.0])]
+    with pytest.raises(DataError, match="measured twice"):
+        group_by_arm([*rows, *rows])
+
+
+def test_a_champion_without_results_is_not_passed_over():
+    grouped = group_by_arm([*results("baseline", [0.0] * 60), *results("candidate", [1.0] * 60)])
+    with pytest.raises(DataError, match="'champion' has no results"):
+        check_arms(grouped, DIGESTS)
+
+
+def test_examples_in_all_count_those_the_metric_does_not_apply_to():
+    settings = GateSettings(criteria=[Criterion(metric="near_miss", test="non_inferiority", margin=0.05)])
+    rows = [
+        *results("baseline", [0.0] * 300, [0.0] * 45 + [1.0] * 5 + [None] * 250),
+        *results("candidate", [0.0] * 300, [1.0] * 2 + [0.0] * 45 + [1.0] * 3 + [None] * 250),
+    ]
+    [finding] = findings_of(settings, METRICS, group_by_arm(rows))
+    assert (finding.n, finding.passed) == (50, None)
+    assert finding.needed is not None
+    assert finding.needed > 300  # one row in six tells something, so more than 50 of these are more than 300 rows
+
+
+def test_a_metric_that_applies_nowhere_leaves_the_question_open():
+    settings = GateSettings(min_examples=50, criteria=[Criterion(metric="exact"), Criterion(metric="near_miss")])
+    grouped = group_by_arm([*results("baseline", [0.0] * 60), *results("candidate", [1.0] * 60)])
+    made = decide(settings, findings_of(settings, METRICS, grouped), {"baseline": "b", "candidate": "c"}, 60, METRICS)
+    assert (made.decision, made.needed) == ("inconclusive", None)
+    assert "applies to no example" in made.reason
+
+
+def test_an_effect_of_nothing_does_not_ask_for_more_examples():
+    same = [1.0] * 60 + [0.0] * 40
+    made = decision(baseline=[0.0] * 100, champion=same, candidate=same)
+    assert made.needed is None
+    assert "more examples of this kind would not show it" in made.reason
+
+
+def test_lower_is_better_holds_a_candidate_that_misses_more():
+    settings = GateSettings(min_examples=50, criteria=[Criterion(metric="near_miss")])
+    rows = [
+        *results("baseline", [0.0] * 60, [0.0] * 60),
+        *results("candidate", [0.0] * 60, [1.0] * 20 + [0.0] * 40),
+    ]
+    grouped = group_by_arm(rows)
+    [finding] = findings_of(settings, METRICS, grouped)
+    assert finding.difference == pytest.approx(-1 / 3)
+    assert decide(settings, [finding], {"baseline": "b", "candidate": "c"}, 60, METRICS).decision == "hold"
+
+
+def test_supporting_findings_pass_together_and_decide_nothing():
+    # Five misses fewer, none more: p = 1/32, enough alone and not with one beside it that says nothing.
+    settings = GateSettings(
+        min_examples=50,
+        criteria=[
+            Criterion(metric="exact"),
+            Criterion(metric="near_miss", tier="supporting"),
+            Criterion(metric="near_miss", tier="supporting", test="non_inferiority"),
+        ],
+    )
+    rows = [
+        *results("baseline", [0.0] * 60, [1.0] * 5 + [0.0] * 55),
+        *results("candidate", [1.0] * 60, [0.0] * 60),
+    ]
+    grouped = group_by_arm(rows)
+    alone = GateSettings(criteria=[settings.criteria[1]])
+    assert [finding.passed for finding in findings_of(alone, METRICS, grouped)] == [True]
+    found = findings_of(settings, METRICS, grouped)
+    by_test = {finding.test: finding for finding in found if finding.tier == "supporting"}
+    assert by_test["non_inferiority"].p_value <= 0.025
+    assert by_test["superiority"].passed is True  # the last step of Holm's procedure is at α itself
+    harder = [*settings.criteria, Criterion(metric="false_alarm", tier="supporting")]  # says nothing: p = 1
+    found = findings_of(settings.model_copy(update={"criteria": harder}), METRICS, grouped)
+    assert [f.passed for f in found if f.tier == "supporting" and f.test == "superiority"] == [None, None]
+    assert decide(settings, found, {"baseline": "b", "candidate": "c"}, 60, METRICS).decision == "promote"
+
+
 def test_a_metric_the_task_has_not_is_named():
     settings = GateSettings(criteria=[Criterion(metric="bleu")])
     with pytest.raises(RecipeError, match="bleu"):
@@ -146,6 +225,9 @@ def test_a_judge_below_its_floor_cannot_decide():
     [doubted] = judged(settings, {"may_decide": False, "compared": ["candidate", "baseline"]}, verdicts(30, 2))
     assert (trusted.passed, doubted.passed) == (True, None)
     assert judged(GateSettings(), {}, verdicts(30, 2)) == []
+    made = decide(settings, [doubted], {"baseline": "b", "candidate": "c"}, 100, METRICS)
+    assert (made.decision, made.needed) == ("inconclusive", None)
+    assert "below its floor" in made.reason
 
 
 def test_the_wire_writes_the_record_on_both_branches(tmp_path: Path):

@@ -122,6 +122,70 @@ def test_an_open_question_says_how_many_examples_would_close_it():
     assert required_n(np.asarray([-1.0, 0.0]), 0.0, 0.05, 2) is None  # points the other way: more would not help
 
 
+def test_tango_gives_the_published_interval():
+    # Airway hyper-responsiveness before and after transplantation, 1 and 7 discordant of 21 (Fagerland, Lydersen and
+    # Laake 2014, Statistics in Medicine 33: 2850): −0.517 to −0.026.
+    assert tango(Counts(1, 7, 21)) == pytest.approx((-0.517, -0.026), abs=5e-4)
+
+
+@pytest.mark.parametrize(("gained", "lost", "n"), [(5, 0, 200), (10, 2, 100), (20, 11, 60)])
+def test_on_differences_of_one_gaffkes_bound_is_mcnemars_exact_test(gained, lost, n):
+    candidate = [1.0] * gained + [0.0] * (n - gained)
+    reference = [0.0] * gained + [1.0] * lost + [0.0] * (n - gained - lost)
+    halved = [[value / 2 for value in side] for side in (candidate, reference)]  # no longer 0/1, and half the range
+    tested = paired_test(*halved, better="higher", high=0.5)
+    assert tested.p_value == pytest.approx(mcnemar(Counts(gained, lost, n)), abs=0.006)  # three errors of 10,000 draws
+
+
+def test_gaffkes_bound_on_a_mean_is_clopper_and_pearsons():
+    # 7 of 30, one-sided 5 %: the beta quantiles that end Clopper and Pearson's interval.
+    interval = mean_interval([2.0] * 7 + [0.0] * 23, 0.90, high=2.0)
+    assert interval.low / 2 == pytest.approx(0.1150, abs=0.003)
+    assert interval.high / 2 == pytest.approx(0.3956, abs=0.003)
+
+
+def test_a_test_passes_just_when_its_interval_is_above_the_bar():
+    rng = np.random.default_rng(3)
+    for margin in (0.0, 0.02, 0.05, 0.08):
+        candidate = np.where(rng.random(150) < 0.06, 0.1, 0.9)
+        tested = paired_test(
+            candidate.tolist(), [0.9] * 150, better="higher", test="non_inferiority", margin=margin, alpha=0.05
+        )
+        assert (tested.passed is True) == (tested.difference.low > -margin)
+
+
+def test_a_few_heavy_losses_among_equal_scores_are_not_taken_for_no_worse():
+    # A share of 1 in 18 breaks down from 0.9 to 0: exactly the margin. A sign-flip test passes one time in five here.
+    rng, passed = np.random.default_rng(4), 0
+    for _ in range(400):
+        candidate = np.where(rng.random(50) < 0.05 / 0.9, 0.0, 0.9).tolist()
+        tested = paired_test(candidate, [0.9] * 50, better="higher", test="non_inferiority", margin=0.05)
+        passed += tested.passed is True
+    assert passed / 400 <= 0.05
+
+
+def test_rows_of_one_cluster_keep_the_level_of_non_inferiority():
+    rng, passed = np.random.default_rng(5), 0
+    keys = [row // 5 for row in range(300)]
+    for _ in range(400):
+        candidate, reference = (np.repeat(side, 5).tolist() for side in pairs(rng, 60, 0.05, 0.0))
+        tested = paired_test(candidate, reference, better="higher", test="non_inferiority", margin=0.05, clusters=keys)
+        passed += tested.passed is True
+    assert passed / 400 <= 0.05
+
+
+def test_a_margin_on_superiority_is_the_least_gain():
+    candidate, reference = [1.0] * 70 + [0.0] * 30, [1.0] * 60 + [0.0] * 40  # ten gained, none lost
+    assert paired_test(candidate, reference, better="higher").passed is True
+    assert paired_test(candidate, reference, better="higher", margin=0.09).passed is None
+    assert paired_test(candidate, reference, better="higher", margin=0.30).passed is False
+
+
+def test_the_order_of_the_rows_changes_nothing():
+    values = np.random.default_rng(6).random(60).tolist()
+    assert mean_interval(values).low == mean_interval(values[::-1]).low
+
+
 def test_holm_steps_down():
     assert holm([0.01, 0.04, 0.03], 0.05) == [True, False, False]
     assert holm([0.01, 0.02, 0.04], 0.05) == [True, True, True]

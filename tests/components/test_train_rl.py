@@ -84,7 +84,8 @@ def test_rewards_go_to_their_samples(tiny_model: Path) -> None:
     inputs = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
     texts = trainer.processing_class.batch_decode(inputs["completion_ids"], skip_special_tokens=True)
     assert sorted(texts) == sorted(seen)
-    rewards = torch.tensor([seen[text][0] for text in texts])
+    steps = grpo.REWARD_STEPS
+    rewards = torch.tensor([round(seen[text][0] * steps) / steps for text in texts])
     prompts = inputs["prompt_ids"].tolist()
     for prompt in {tuple(one) for one in prompts}:
         group = [place for place, one in enumerate(prompts) if tuple(one) == prompt]
@@ -111,6 +112,19 @@ def test_equal_rewards_move_nothing_and_are_counted(tiny_model: Path) -> None:
     training.train(trainer, training.Watcher([]))
     assert all(torch.equal(value, before[name]) for name, value in trainer.model.named_parameters())
     assert [point["silent_share"] for point in training.curve(trainer, grpo.NAMES)] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("size", [5, 7, 8])
+def test_equal_rewards_have_no_advantage_in_a_group_of_any_size(size: int, tiny_model: Path) -> None:
+    class Constant(Letters):
+        def reward(self, response: str, reference: str, finished: bool = True) -> float:
+            return 0.1 + 0.4 * 8 / 9  # fp32 gives the mean of five of them as another number
+
+    trainer = trainer_on(tiny_model, Constant(), TINY.model_copy(update={"group_size": size}))
+    inputs = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    assert not inputs["advantages"].any()
+    assert trainer._metrics["train"]["frac_reward_zero_std"] == [1.0]
+    assert trainer._metrics["train"]["exact"] == [0.0]
 
 
 def test_prompts_leave_room_for_the_answer(tiny_tokenizer: Any) -> None:
