@@ -182,7 +182,7 @@ class Criterion(Section):
     versus: list[Literal["champion", "baseline"]] = ["champion", "baseline"]
     test: Literal["superiority", "non_inferiority"] = "superiority"
     margin: float = Field(0.0, ge=0)
-    """For non-inferiority: the largest loss that is still acceptable, in the metric's unit."""
+    """In the metric's unit. For superiority the least gain; for non-inferiority the largest loss still acceptable."""
 
 
 class GateSettings(Section):

@@ -187,7 +187,7 @@ def paired_test(
     if len(sums) == len(a) and _is_binary(a) and _is_binary(b):
         counts = _counts(a, b)
         exact = test == "superiority" and bar == 0
-        p_value = mcnemar(counts) if exact else 1 - _cdf(tango_z(counts, bar))
+        p_value = mcnemar(counts) if exact else _cdf(-tango_z(counts, bar))
     else:
         p_value = _share(_draws(sums, sizes, low - high) <= bar)
     passed = True if p_value <= alpha else False if difference.high <= bar else None

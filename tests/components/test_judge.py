@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -200,17 +201,21 @@ def test_a_missing_answer_or_example_is_an_error() -> None:
         work.pair_up(rows, known[1:], ARMS, 9)
 
 
-@pytest.fixture
-def openai_server() -> Iterator[str]:
-    """Prefers the answer that is a number, and says so as chat models do."""
+def prefers_a_number(shown: str) -> str:
+    """Judge by what is shown as answer A, and say so as chat models do."""
+    return f"Answer A is {shown!r}.\n\n{'A' if shown.isdigit() else 'B'}"
+
+
+@contextmanager
+def openai_server(reply: Callable[[str], str]) -> Iterator[str]:
+    """Serve chat completions: the reply to what is shown as answer A."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             text = body["messages"][0]["content"]
             shown = text.partition(" ANSWER A\n")[2].partition("\n")[0]
-            reply = f"Answer A is {shown!r}.\n\n{'A' if shown.isdigit() else 'B'}"
-            data = json.dumps({"choices": [{"message": {"content": reply}}]}).encode()
+            data = json.dumps({"choices": [{"message": {"content": reply(shown)}}]}).encode()
             self.send_response(200 if self.headers.get("Authorization") == f"Bearer {KEY}" else 401)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
@@ -221,9 +226,11 @@ def openai_server() -> Iterator[str]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/v1"
-    server.shutdown()
-    server.server_close()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def run(folder: Path, model: Path, rows: list[Result], settings: JudgeSettings) -> tuple[Path, Path]:
@@ -245,11 +252,12 @@ def run(folder: Path, model: Path, rows: list[Result], settings: JudgeSettings) 
 
 
 def test_step_with_a_server_and_answers_that_give_orders(
-    tmp_path: Path, tiny_model: Path, openai_server: str, monkeypatch: pytest.MonkeyPatch, capfd: Any
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
     monkeypatch.setenv("JUDGE_KEY", KEY)
-    settings = JudgeSettings(backend="openai", model="m", url=openai_server, key_variable="JUDGE_KEY", max_examples=20)
-    verdicts, summary = run(tmp_path, tiny_model, results(right, lambda _: INJECTION), settings)
+    with openai_server(prefers_a_number) as url:
+        settings = JudgeSettings(backend="openai", model="m", url=url, key_variable="JUDGE_KEY", max_examples=20)
+        verdicts, summary = run(tmp_path, tiny_model, results(right, lambda _: INJECTION), settings)
     rows = read_rows(verdicts / "verdicts.parquet", Verdict)
     assert [row.winner for row in rows] == ["a"] * 20
     assert read_summary(summary).details["may_decide"] is True
@@ -257,6 +265,20 @@ def test_step_with_a_server_and_answers_that_give_orders(
     written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert KEY.encode() not in written
     assert KEY not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize(("reply", "said"), [("A", ("a", "b")), ("Both look fine to me!", ("unparsed", "unparsed"))])
+def test_step_with_a_server_that_likes_a_position_or_talks_around_it(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, reply: str, said: tuple[str, str]
+) -> None:
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    with openai_server(lambda _: reply) as url:
+        settings = JudgeSettings(backend="openai", model="m", url=url, key_variable="JUDGE_KEY", max_examples=20)
+        verdicts, summary = run(tmp_path, tiny_model, results(right, wrong), settings)
+    rows, details = read_rows(verdicts / "verdicts.parquet", Verdict), read_summary(summary).details
+    assert {(row.first, row.swapped, row.winner) for row in rows} == {(*said, "tie")}
+    assert (details["n"], details["ties"], details["swap_consistency"]) == (20, 20, 0)
+    assert (details["win_rate"]["mean"], details["may_decide"]) == (0.5, False)  # type: ignore[index]
 
 
 def test_step_with_the_local_judge_is_repeatable(
