@@ -77,6 +77,11 @@ class Job(Part):
     def _no_secret(cls, value: dict[str, str]) -> dict[str, str]:
         return no_secret(value)
 
+    @property
+    def keeps_work(self) -> bool:
+        """Return whether the step's work folder is kept in S3 while it runs."""
+        return self.checkpoints or self.spot
+
 
 class Roles(Part):
     """Execution roles (ARN): one per duty, so that the step that trains cannot register."""
