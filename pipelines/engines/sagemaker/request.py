@@ -40,7 +40,7 @@ class Request:
 
     @property
     def run_folder(self) -> Json:
-        """Return where the step leaves what this run makes; it is no part of the cache key, so the run's id may be in it."""
+        """Return where the step leaves what this run makes; no part of the cache key, so the run may be named."""
         item = [] if self.item is None else [self.item]
         return join(f"{self.deploy.root}/runs", get("Execution.PipelineExecutionId"), self.name, *item, on="/")
 

@@ -14,7 +14,7 @@ from .expressions import Json, Names, get, imported, join, parameter
 from .graph import Leaf
 from .managed import Serverless
 from .profile import Deploy, Job
-from .requests import ENTRYPOINT, Request, has_own_disks
+from .request import ENTRYPOINT, Request, has_own_disks
 from .values import Constant, Imported, RunFact, Stored, Value, leaves, settle, tasks_of
 
 INPUTS = {"processing": 10, "training": 20}

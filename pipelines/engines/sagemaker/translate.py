@@ -1,7 +1,6 @@
 """The compiled graph as a SageMaker pipeline definition: offline, deterministic, without AWS's SDK.
 
-SageMaker cannot join branches again, so what depends on a condition is copied into each of its branches, and a
-`dsl.OneOf` there is the output of that branch. Several conditions that one task depends on are nested for it.
+`flatten` opens the graph, `layout` puts its nodes into lists of steps, `steps` writes each of them.
 """
 
 import json
@@ -16,6 +15,7 @@ from assay.pipelines.ir.portability import Finding
 from .expressions import Json
 from .flatten import flatten
 from .graph import Leaf, Loop, Node
+from .layout import Layout
 from .profile import Deploy, Job
 from .steps import Writer
 
