@@ -7,7 +7,7 @@ Conditions that share a dependent are nested in each other.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from assay.pipelines.ir.portability import follows_exit_handler
+from assay.pipelines.ir.portability_steps import follows_exit_handler
 
 from . import template
 from .expressions import Json, conditions, get, operand

@@ -7,7 +7,8 @@ from typing import Any, Literal
 from assay.components.contracts.errors import RecipeError
 from assay.components.runtime.step import IMAGES, image
 from assay.pipelines.ir.model import ArtifactSpec, ParameterSpec, Pipeline
-from assay.pipelines.ir.portability import Finding, entry_point
+from assay.pipelines.ir.portability import Finding
+from assay.pipelines.ir.portability_steps import entry_point
 
 from . import template
 from .expressions import Json, Names, get, imported, join, parameter
