@@ -22,7 +22,9 @@ Kind = Literal["processing", "training"]
 Verdict = Literal["refuse", "warn", "ignore"]
 TRAINS = "train-*"
 """Tasks of this name are Training jobs unless the profile says otherwise."""
-_SECRET = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|PRIVATE_?KEY)", re.IGNORECASE)
+_SECRET = re.compile(
+    r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|API_?KEY|PRIVATE_?KEY|ACCESS_?KEY(_ID)?)(_|$)", re.IGNORECASE
+)
 _SECRET_VALUE = re.compile(r"(AKIA|ASIA)[A-Z0-9]{16}|://[^/\s:@]+:[^/\s@]+@")
 S3 = r"^s3://[a-z0-9][a-z0-9.\-]{1,61}[a-z0-9](/[^\s]*)?$"
 
@@ -210,7 +212,10 @@ class Deploy(Part):
             return cls.model_validate(raw)
         except ValidationError as error:
             # The input is not repeated: what was wrongly put there may be a secret.
-            problems = [f"{'.'.join(map(str, entry['loc']))}: {entry['msg']}" for entry in error.errors()]
+            problems = [
+                f"{'.'.join(map(str, entry['loc']))}: {entry['msg'].removeprefix('Value error, ')}"
+                for entry in error.errors()
+            ]
             raise RecipeError(
                 "this is not a deploy profile:\n    " + "\n    ".join(problems),
                 where=str(path),

@@ -55,6 +55,8 @@ class Writer:
     findings: list[Finding] = field(default_factory=list)
     requests: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Requests to managed services that are no step, by step: they stand beside the definition."""
+    accelerated: list[str] = field(default_factory=list)
+    """Names of the steps whose tasks ask for an accelerator."""
 
     def write(self, leaf: Leaf, name: str, names: Names, taken: Mapping[str, int], item: Json = None) -> Step:
         """Return the step of a task.
@@ -90,6 +92,8 @@ class _Task:
 
     def step(self) -> Step:
         self._check()
+        if self.leaf.container.resources.accelerator:
+            self.writer.accelerated.append(self.name)
         arguments, template_ = self._arguments(), self._template()
         request = self._request(arguments, template_)
         body: dict[str, Json] = {

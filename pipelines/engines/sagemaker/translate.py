@@ -40,6 +40,8 @@ class Translation:
     """Task templates (`task.json`) by the sha256 of their bytes; they lie at `<root>/tasks/<sha256>/task.json`."""
     requests: dict[str, dict[str, Any]]
     """Requests to managed services that are no step of a pipeline, by step."""
+    accelerated: list[str]
+    """Names of the steps whose tasks ask for an accelerator."""
     findings: list[Finding]
 
     @property
@@ -77,7 +79,9 @@ def translate(pipeline: Pipeline, deploy: Deploy) -> Translation:
         "Steps": steps,
     }
     findings = sorted(set(writer.findings), key=lambda found: (found.where, found.what))
-    return Translation(pipeline.pipeline_info.name, definition, layout.templates, writer.requests, findings)
+    return Translation(
+        pipeline.pipeline_info.name, definition, layout.templates, writer.requests, writer.accelerated, findings
+    )
 
 
 def _job(leaf: Leaf, deploy: Deploy) -> Job:

@@ -63,7 +63,7 @@ class _Check:
         if not self.definition.get("Steps"):
             self.tell("definition", "it has no steps")
         self._parameters()
-        for step in _walk(self.definition.get("Steps", [])):
+        for step in walk(self.definition.get("Steps", [])):
             self._name(step)
         self._list(self.definition.get("Steps", []), frozenset(), None)
         self._cycles()
@@ -204,8 +204,9 @@ def check_request(service: str, shape: str, request: dict[str, Any], where: str)
     ]
 
 
-def _walk(steps: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def walk(steps: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield every step, those inside of conditions and loops too."""
     for step in steps:
         yield step
         for key in _LISTS:
-            yield from _walk(step.get("Arguments", {}).get(key) or ())
+            yield from walk(step.get("Arguments", {}).get(key) or ())
