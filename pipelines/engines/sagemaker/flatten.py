@@ -78,7 +78,9 @@ class _Flat:
         inner = replace(scope, prefix=f"{path}/", after=waits or scope.after)
         given, artifacts = self._inputs(path, task, scope, made)
         if task.artifact_iterator:
-            raise RecipeError("SageMaker cannot loop over artifacts", where=path, fix="loop over a list of constants")
+            raise RecipeError(
+                "SageMaker cannot loop over artifacts", where=f"root/{path}", fix="loop over a list of constants"
+            )
         if task.parameter_iterator:
             return self._loop(path, task, component, replace(inner, parameters=given, artifacts=artifacts))
         if task.trigger_policy.expression:
@@ -108,7 +110,7 @@ class _Flat:
                 found[name] = value
         for name, source in task.inputs.parameters.items():
             if source.runtime_value is not None and source.runtime_value.constant is not None:
-                found[name] = filled(source.runtime_value.constant, found, f"{path}: {name}")
+                found[name] = filled(source.runtime_value.constant, found, f"root/{path}: {name}")
         artifacts = {
             name: value
             for name, entry in task.inputs.artifacts.items()
@@ -125,7 +127,7 @@ class _Flat:
             value = made[origin.producer_task].parameters.get(origin.output_parameter_key)
         else:
             value = RunFact(STATUS)
-        return keyed(value, source.item_key, path)
+        return keyed(value, source.item_key, f"root/{path}")
 
     def _artifact(self, source: ArtifactInput, scope: _Scope, made: dict[str, _Made]) -> Value | None:
         if source.task_output_artifact:
@@ -149,7 +151,7 @@ class _Flat:
         uri = importer.artifact_uri
         value = given.get(uri.runtime_parameter) if uri.runtime_parameter else Constant(uri.constant)
         if value is None:
-            raise RecipeError("the importer is given no URI", where=path, fix="give it one")
+            raise RecipeError("the importer is given no URI", where=f"root/{path}", fix="give it one")
         name = next(iter(component.output_definitions.artifacts), "artifact")
         return _Made(artifacts={name: Imported(value)})
 
@@ -164,7 +166,7 @@ class _Flat:
         if not isinstance(items, Constant):
             return self._for_each(path, component, loop.item_input, items, limit, scope)
         rounds: list[_Made] = []
-        for number, item in enumerate(listed(items.value, path)):
+        for number, item in enumerate(listed(items.value, f"root/{path}")):
             waits = rounds[number - limit].nodes if limit and number >= limit else scope.after
             one = replace(scope, prefix=f"{path}[{number}]/", after=waits)
             given = self._bound(component, {**scope.parameters, loop.item_input: Constant(item)})
@@ -177,7 +179,7 @@ class _Flat:
         if not self.for_each or items is None:
             raise RecipeError(
                 "the list of this loop is known at run time only",
-                where=path,
+                where=f"root/{path}",
                 fix="loop over a list of constants, or set features.for_each in the deploy profile",
             )
         before = len(self.nodes)
@@ -188,7 +190,9 @@ class _Flat:
         plain = tuple(node for node in body if isinstance(node, Leaf))
         if len(plain) < len(body):
             raise RecipeError(
-                "a ForEach can hold neither a condition nor another loop", where=path, fix="take it out of the loop"
+                "a ForEach can hold neither a condition nor another loop",
+                where=f"root/{path}",
+                fix="take it out of the loop",
             )
         self.nodes.append(Loop(path, items, limit, plain, scope.after, scope.guard))
         return _Made(nodes=(path,))
@@ -214,7 +218,7 @@ class _Flat:
         for name, task, component, given, artifacts in cases:
             assert task.trigger_policy.expression is not None
             before = [case.expression for case in open_]
-            expression = undecided(task.trigger_policy.expression, given, path, before)
+            expression = undecided(task.trigger_policy.expression, given, f"root/{path}", before)
             if expression is False:
                 continue
             condition = None if expression is True else expression

@@ -5,8 +5,9 @@ Conditions that share a dependent are nested in each other.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from assay.components.contracts.errors import RecipeError
 from assay.pipelines.ir.portability_steps import follows_exit_handler
 
 from . import template
@@ -14,7 +15,7 @@ from .expressions import Json, conditions, get, operand
 from .graph import Choice, Leaf, Loop, Node, deps
 from .names import step_name, unique
 from .steps import Step, Writer
-from .values import Constant, settle, tasks_of
+from .values import Constant, Item, leaves, settle, tasks_of
 
 
 @dataclass
@@ -44,9 +45,13 @@ class Layout:
             self.labels[choice.path, len(choice.cases)] = "otherwise"
 
     def _deps(self, node: Node) -> Iterable[str]:
-        if isinstance(node, Leaf) and not node.task.needs_success:  # it runs whatever became of the branches
-            return [choice for choice, _ in node.guard]
+        if self._runs_anyway(node):  # whatever became of the branches: it need not be in one of them
+            return deps(replace(node, after=()))
         return deps(node)
+
+    def _runs_anyway(self, node: Node) -> bool:
+        flag = self.writer.deploy.features.run_conditions
+        return flag and isinstance(node, Leaf) and not node.task.needs_success
 
     def lay(self, nodes: list[Node], taken: dict[str, int], visible: Mapping[str, str]) -> tuple[list[Json], set[str]]:
         """Return the steps of nodes, and the names of steps outside of this list that they wait for.
@@ -96,13 +101,14 @@ class Layout:
         """Return the step of a node, or None where it cannot run: what it reads belongs to another branch."""
         if isinstance(node, Loop):
             return self._loop(node, taken, names)
-        if not self._has_inputs(node, taken, names):
+        anyway = self._runs_anyway(node)
+        if follows_exit_handler(node.task) and not anyway:
             return None
-        if not node.task.needs_success and not self._may_follow_failure(node):
+        if taken and not self._has_inputs(node, taken, names):
             return None
         step = self.writer.write(node, self._name(node, taken), names, taken)
-        if not node.task.needs_success and self.writer.deploy.features.run_conditions:
-            step = _whatever_became(step, [names[path] for path in node.after if path in names])
+        if anyway:
+            _run_anyway(step, node, names)
         self._keep(step)
         return step
 
@@ -121,11 +127,13 @@ class Layout:
                 return False
         return True
 
-    def _may_follow_failure(self, node: Leaf) -> bool:
-        """Return whether an exit handler can be a step; another task that ignores failures becomes an ordinary one."""
-        return self.writer.deploy.features.run_conditions or not follows_exit_handler(node.task)
-
     def _loop(self, loop: Loop, taken: Mapping[str, int], names: Mapping[str, str]) -> Step:
+        if any(isinstance(part, Item) and part.key for value in loop.inputs for part in leaves(value)):
+            raise RecipeError(
+                "the items of this loop are mappings, which cannot tell the outputs of its rounds apart",
+                where=f"root/{loop.path}",
+                fix="loop over texts or numbers",
+            )
         name = self._name(loop, taken)
         inner = dict(names)
         body: list[Json] = []
@@ -214,8 +222,18 @@ class Layout:
         return steps
 
 
-def _whatever_became(step: Step, before: list[str]) -> Step:
-    """Return a step that runs after others whether they succeeded or not."""
-    step.body["DependsOn"] = [{"Step": name, "Trigger": "Any"} for name in sorted(set(before))]
+def _run_anyway(step: Step, node: Leaf, names: Mapping[str, str]) -> None:
+    """Let a step run after others whether they succeeded or not.
+
+    Raises:
+        RecipeError: All of them are inside of conditions, for which nothing can wait.
+    """
+    before = sorted({names[path] for path in node.after if path in names})
+    if not before:
+        raise RecipeError(
+            "everything it runs after is inside of a condition, and nothing can wait for that",
+            where=f"root/{node.path}",
+            fix="let a step before the condition be part of the exit handler",
+        )
+    step.body["DependsOn"] = [{"Step": name, "Trigger": "Any"} for name in before]
     step.body.pop("CacheConfig", None)
-    return step

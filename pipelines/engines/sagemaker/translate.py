@@ -6,6 +6,7 @@
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 from assay.components.contracts.errors import RecipeError
@@ -16,7 +17,7 @@ from .expressions import Json
 from .flatten import flatten
 from .graph import Leaf, Loop, Node
 from .layout import Layout
-from .profile import Deploy, Job
+from .profile import TRAINS, Deploy, Job
 from .steps import Writer
 
 TYPES = {
@@ -70,6 +71,12 @@ def translate(pipeline: Pipeline, deploy: Deploy) -> Translation:
             fix=f"the tasks are: {', '.join(sorted({path.rpartition('/')[2] for path in jobs}))}",
         )
     writer = Writer(pipeline, deploy, jobs)
+    for leaf in _all_leaves(nodes):
+        if _turned(leaf, jobs[leaf.path]):
+            what = (
+                "a Processing job, since a Training job hands on no parameters: no spot, no checkpoints, no warm pool"
+            )
+            writer.findings.append(Finding("note", f"root/{leaf.path}", what))
     layout = Layout(writer, nodes)
     steps, _ = layout.lay(nodes, {}, {})
     definition = {
@@ -87,6 +94,12 @@ def translate(pipeline: Pipeline, deploy: Deploy) -> Translation:
 def _job(leaf: Leaf, deploy: Deploy) -> Job:
     scalars = bool(leaf.component.output_definitions.parameters)
     return deploy.job(leaf.path, accelerated=leaf.container.resources.accelerator is not None, scalars=scalars)
+
+
+def _turned(leaf: Leaf, job: Job) -> bool:
+    """Return whether a task would be a Training job if it handed on no parameters."""
+    trains = fnmatchcase(leaf.path.rpartition("/")[2], TRAINS) or leaf.container.resources.accelerator is not None
+    return trains and job.kind == "processing"
 
 
 def _all_leaves(nodes: Iterable[Node]) -> Iterable[Leaf]:
