@@ -26,6 +26,8 @@ _RUN_ON_SAGEMAKER = frozenset(
 )
 DEADLINE = "activeDeadlineSeconds"
 """The one platform setting that every engine honours."""
+_HARMLESS = frozenset({DEADLINE, "podMetadata"})
+"""Settings that need no warning: labels and annotations change nothing in what runs."""
 
 
 def entry_point(container: Container) -> tuple[str, str] | None:
@@ -127,7 +129,7 @@ def parameters(place: Place) -> Iterator[Finding]:
 def platforms(place: Place) -> Iterator[Finding]:
     """Yield the settings for other platforms."""
     for name in sorted(place.pipeline.platforms):
-        settings = set(place.pipeline.platform(name, place.component.executor_label)) - {DEADLINE}
+        settings = set(place.pipeline.platform(name, place.component.executor_label)) - _HARMLESS
         if not settings or name in place.known_platforms:
             continue
         what = f"{', '.join(sorted(settings))} of {name} mean nothing on {place.target}"
