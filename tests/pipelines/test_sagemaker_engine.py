@@ -82,7 +82,7 @@ def test_the_same_recipe_gives_the_same_bytes_offline_and_without_heavy_imports(
             env={**os.environ, "PYTHONHASHSEED": seed, "AWS_EC2_METADATA_DISABLED": "true", "HOME": str(tmp_path)},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout.split() == []
