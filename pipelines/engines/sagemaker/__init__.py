@@ -1,0 +1,1 @@
+"""SageMaker Pipelines: the compiled graph translated to a pipeline definition, checked, submitted."""
