@@ -11,7 +11,7 @@ import pytest
 from assay.components.contracts.errors import RunError
 from assay.components.runtime import s3
 from assay.pipelines.engines.sagemaker import emulate
-from assay.pipelines.engines.sagemaker.emulation.aws import provide, s3_client
+from assay.pipelines.engines.sagemaker.emulation.aws import client, provide
 from assay.pipelines.engines.sagemaker.emulation.jobs import Fault
 from fixtures import aws
 from fixtures.definitions import Book, condition, equals, get, join, model, output, parameter
@@ -30,7 +30,7 @@ class Account:
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
         self.folder, self.aws = folder, environment
-        self.client = s3_client(environment)
+        self.client = client("s3", environment)
         self.book = Book(f"s3://{aws.bucket(self.client)}/assay", folder / "tasks")
         self.events: list[tuple[str, str]] = []
         path = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])

@@ -22,10 +22,11 @@ from typing import Any
 from assay.components.contracts.errors import AssayError, RunError
 from assay.components.runtime import s3
 
-from ..local.events import Event, Planned
+from ..local.events import Event
+from .definition import planned, walk
 from .emulation import record
-from .emulation.aws import provide, s3_client
-from .emulation.expressions import Scope, property_files, walk
+from .emulation.aws import client, provide
+from .emulation.expressions import Scope, property_files
 from .emulation.graph import Graph
 from .emulation.jobs import Fault, Site
 from .emulation.machines import docker_answers
@@ -72,6 +73,7 @@ class Emulator:
         pipeline: str,
         parameters: Mapping[str, Any] | None = None,
         faults: Mapping[str, list[Fault]] | None = None,
+        execution_id: str = "",
     ) -> Execution:
         """Execute a definition and return its record.
 
@@ -80,12 +82,13 @@ class Emulator:
             pipeline: The pipeline's name; executions of one name share a cache.
             parameters: Values, as StartPipelineExecution takes them.
             faults: Step → what happens to its attempts, in order.
+            execution_id: Made up when left out.
 
         Raises:
             RunError: The definition holds a kind of step that is not emulated, or the parameters do not fit.
         """
         execution = Execution(
-            id=uuid.uuid4().hex[:12],
+            id=execution_id or uuid.uuid4().hex[:12],
             pipeline=pipeline,
             parameters=bind(definition, parameters or {}),
             started=time.time(),
@@ -122,14 +125,13 @@ class Emulator:
         path = record.record_path(self.home, execution.id)
         path.parent.mkdir(parents=True, exist_ok=True)
         board = self.board = Board(execution, path, self.on_event)
-        planned = tuple(Planned(step["Name"], step.get("DisplayName", step["Name"]), _kind(step)) for step in steps)
-        self.on_event(Event("run_started", execution.id, tasks=planned))
+        self.on_event(Event("run_started", execution.id, tasks=planned(definition)))
         worker = Worker(board, self._site(board), self.home, faults, self.limit, self.pace)
         return board.finish(*Graph(board, worker).run(definition["Steps"], self._scope(definition, board)))
 
     def _site(self, board: Board) -> Site:
         return Site(
-            client=s3_client(self.aws),
+            client=client("s3", self.aws),
             folder=board.path.parent / "jobs",
             environment={**self.aws, **self.environment},
             containers=self.containers,
@@ -139,7 +141,7 @@ class Emulator:
         )
 
     def _scope(self, definition: Mapping[str, Any], board: Board) -> Scope:
-        client, execution = s3_client(self.aws), board.execution
+        storage, execution = client("s3", self.aws), board.execution
         arn = f"arn:aws:sagemaker:{self.aws['AWS_DEFAULT_REGION']}:{ACCOUNT}:pipeline/{execution.pipeline}"
         facts = {
             "PipelineExecutionId": execution.id,
@@ -153,8 +155,8 @@ class Emulator:
         def read(uri: str) -> Any:
             bucket, key = s3.split(uri)
             try:
-                return json.loads(client.get_object(Bucket=bucket, Key=key)["Body"].read())
-            except client.exceptions.NoSuchKey as error:
+                return json.loads(storage.get_object(Bucket=bucket, Key=key)["Body"].read())
+            except storage.exceptions.NoSuchKey as error:
                 raise RunError("there is no such object", where=uri) from error
 
         files = property_files(definition["Steps"])
@@ -180,10 +182,6 @@ def bind(definition: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, A
         except (ValueError, KeyError) as error:
             raise RunError(f"{value!r} is not a {entry['Type']}", where=name) from error
     return values
-
-
-def _kind(step: Mapping[str, Any]) -> Any:
-    return "container" if step["Type"] in ("Processing", "Training") else "dag"
 
 
 @contextlib.contextmanager

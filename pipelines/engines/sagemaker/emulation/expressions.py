@@ -8,10 +8,10 @@ from typing import Any
 
 from assay.components.contracts.errors import RunError
 
+from ..definition import walk
+
 _TOKEN = re.compile(r"\['([^']+)'\]|\[(\d+)\]|([A-Za-z0-9_\-]+)")
 _STEP = re.compile(r"Steps\.([A-Za-z0-9\-_]+)")
-NESTED = ("IfSteps", "ElseSteps", "ForEachBody")
-"""Arguments that hold steps."""
 
 
 @dataclass(frozen=True)
@@ -113,14 +113,6 @@ def steps_named(value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for part in value:
             yield from steps_named(part)
-
-
-def walk(steps: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield every step, those inside of branches and loops too."""
-    for step in steps:
-        yield step
-        for name in NESTED:
-            yield from walk(step.get("Arguments", {}).get(name) or [])
 
 
 def property_files(steps: list[dict[str, Any]]) -> dict[str, dict[str, str]]:

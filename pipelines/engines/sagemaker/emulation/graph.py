@@ -13,7 +13,8 @@ from typing import Any
 
 from assay.components.contracts.errors import AssayError, RunError
 
-from .expressions import NESTED, Scope, steps_named
+from ..definition import NESTED
+from .expressions import Scope, steps_named
 from .jobs import JobFailed, JobStopped
 from .record import Board, ExecutionState
 from .steps import Worker
