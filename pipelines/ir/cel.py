@@ -9,6 +9,8 @@
 What does not parse is an error, and so is a comparison of unlike types: a gate must never be decided by a guess.
 kfp writes strings between single quotes and escapes nothing, so a quote ends a string only where something that may
 follow a string comes after it, and a backslash is a backslash.
+
+A parsed condition is a tree of the nodes below: `evaluate` computes it here, another engine translates it.
 """
 
 import operator
@@ -16,8 +18,6 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
-
-Evaluate = Callable[[Mapping[str, Any]], Any]
 
 _TOKEN = re.compile(
     r"""\s*(?:
@@ -41,13 +41,75 @@ _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
 
 
 @dataclass(frozen=True)
+class Literal:
+    """A value that stands in the text."""
+
+    value: Any
+
+
+@dataclass(frozen=True)
+class Input:
+    """An input of the task, by name."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Not:
+    """The opposite."""
+
+    term: "Node"
+
+
+@dataclass(frozen=True)
+class Minus:
+    """The negative number."""
+
+    term: "Node"
+
+
+@dataclass(frozen=True)
+class Convert:
+    """`int(…)`, `double(…)`, `string(…)` or `bool(…)`."""
+
+    function: str
+    term: "Node"
+
+
+@dataclass(frozen=True)
+class Compare:
+    """`left == right` and its like."""
+
+    sign: str
+    left: "Node"
+    right: "Node"
+
+
+@dataclass(frozen=True)
+class Every:
+    """All terms hold (`&&`)."""
+
+    terms: tuple["Node", ...]
+
+
+@dataclass(frozen=True)
+class Some:
+    """One of the terms holds (`||`)."""
+
+    terms: tuple["Node", ...]
+
+
+Node = Literal | Input | Not | Minus | Convert | Compare | Every | Some
+
+
+@dataclass(frozen=True)
 class Expression:
     """A parsed condition."""
 
     text: str
     names: frozenset[str]
     """The inputs it reads."""
-    evaluate_: Evaluate
+    tree: Node
 
     def evaluate(self, parameters: Mapping[str, Any]) -> bool:
         """Return whether the condition holds.
@@ -55,7 +117,7 @@ class Expression:
         Raises:
             ValueError: An input is missing, types do not go together, or the value is not a bool.
         """
-        return _boolean(self.evaluate_(parameters), self.text)
+        return _boolean(_value(self.tree, parameters, self.text), self.text)
 
 
 def parse(text: str) -> Expression:
@@ -75,10 +137,10 @@ class _Parser:
         self.names: set[str] = set()
 
     def expression(self) -> Expression:
-        evaluate = self.disjunction()
+        tree = self.disjunction()
         if self.position < len(self.tokens):
             raise self.error("cannot go on")
-        return Expression(self.text, frozenset(self.names), evaluate)
+        return Expression(self.text, frozenset(self.names), tree)
 
     def error(self, what: str) -> ValueError:
         at = self.tokens[self.position][2] if self.position < len(self.tokens) else len(self.text)
@@ -92,44 +154,39 @@ class _Parser:
                 return value
         return None
 
-    def disjunction(self) -> Evaluate:
+    def disjunction(self) -> Node:
         terms = [self.conjunction()]
         while self.take("||"):
             terms.append(self.conjunction())
-        return terms[0] if len(terms) == 1 else lambda p: any(_boolean(term(p), self.text) for term in terms)
+        return terms[0] if len(terms) == 1 else Some(tuple(terms))
 
-    def conjunction(self) -> Evaluate:
+    def conjunction(self) -> Node:
         terms = [self.comparison()]
         while self.take("&&"):
             terms.append(self.comparison())
-        return terms[0] if len(terms) == 1 else lambda p: all(_boolean(term(p), self.text) for term in terms)
+        return terms[0] if len(terms) == 1 else Every(tuple(terms))
 
-    def comparison(self) -> Evaluate:
+    def comparison(self) -> Node:
         left = self.unary()
         sign = self.take(*_COMPARE)
-        if sign is None:
-            return left
-        right = self.unary()
-        return lambda p: _compare(sign, left(p), right(p), self.text)
+        return left if sign is None else Compare(sign, left, self.unary())
 
-    def unary(self) -> Evaluate:
+    def unary(self) -> Node:
         if self.take("!"):
-            inner = self.unary()
-            return lambda p: not _boolean(inner(p), self.text)
+            return Not(self.unary())
         if self.take("-"):
-            inner = self.unary()
-            return lambda p: -_number(inner(p), self.text)
+            return Minus(self.unary())
         if self.take("("):
             return self.closed()
         return self.operand()
 
-    def closed(self) -> Evaluate:
+    def closed(self) -> Node:
         inner = self.disjunction()
         if not self.take(")"):
             raise self.error("a ) is missing")
         return inner
 
-    def operand(self) -> Evaluate:
+    def operand(self) -> Node:
         if self.position >= len(self.tokens):
             raise self.error("a value is missing")
         kind, text, _ = self.tokens[self.position]
@@ -138,13 +195,36 @@ class _Parser:
         self.position += 1
         if kind == "function":
             self.take("(")
-            inner = self.closed()
-            return lambda p: _convert(text, inner(p), self.text)
+            return Convert(text, self.closed())
         if kind == "input":
             self.names.add(text)
-            return lambda p: _lookup(p, text)
-        value = _literal(kind, text)
-        return lambda p: value
+            return Input(text)
+        return Literal(_literal(kind, text))
+
+
+def _value(node: Node, parameters: Mapping[str, Any], text: str) -> Any:
+    """Return what a node comes to; `text` is the whole condition, for an error."""
+
+    def of(term: Node) -> Any:
+        return _value(term, parameters, text)
+
+    match node:
+        case Literal(value):
+            return value
+        case Input(name):
+            return _lookup(parameters, name)
+        case Not(term):
+            return not _boolean(of(term), text)
+        case Minus(term):
+            return -_number(of(term), text)
+        case Convert(function, term):
+            return _convert(function, of(term), text)
+        case Compare(sign, left, right):
+            return _compare(sign, of(left), of(right), text)
+        case Every(terms):
+            return all(_boolean(of(term), text) for term in terms)
+        case Some(terms):
+            return any(_boolean(of(term), text) for term in terms)
 
 
 def _tokens(text: str) -> list[tuple[str, str, int]]:

@@ -475,14 +475,16 @@ def in_order(dag: Dag, where: str) -> list[str]:
         for upstream in sorted(task.upstream):
             _require(upstream, dag.tasks, "task", f"{where}{name}: dependentTasks")
     ordered: list[str] = []
+    done: set[str] = set()
     waiting = list(dag.tasks)
     while waiting:
-        ready = next((name for name in waiting if dag.tasks[name].upstream.issubset(ordered)), None)
+        ready = next((name for name in waiting if dag.tasks[name].upstream <= done), None)
         if ready is None:
             raise RecipeError(
                 "tasks wait for each other", where=f"{where}{waiting[0]}", fix="compile the pipeline again"
             )
         ordered.append(ready)
+        done.add(ready)
         waiting.remove(ready)
     return ordered
 
