@@ -93,7 +93,7 @@ def submission(account, tmp_path, request):
 
 def run(submission, **more):
     events = []
-    outcome = submit.run(submission, wait=True, on_event=events.append, poll=0.2, **more)
+    outcome = submit.execute(submission, wait=True, on_event=events.append, poll=0.2, **more)
     return outcome, [(event.task, event.state) for event in events if event.kind == "task_state"]
 
 
@@ -142,7 +142,7 @@ def test_the_same_trigger_twice_is_one_execution_and_another_one_is_another(subm
 
 def test_without_waiting_it_says_that_it_was_submitted_and_a_second_one_joins(submission):
     quiet = {"wait": False, "on_event": lambda event: None}
-    first, second = submit.run(submission, **quiet), submit.run(submission, **quiet)
+    first, second = submit.execute(submission, **quiet), submit.execute(submission, **quiet)
     assert first.state == second.state == "SUBMITTED"
     assert first.run == second.run
     assert run(submission)[0].state == "SUCCEEDED"

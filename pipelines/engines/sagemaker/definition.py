@@ -1,20 +1,11 @@
-"""The steps of a pipeline definition, those inside of branches and loops too."""
+"""A definition's steps as the engine's events know them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
-from ..local.events import Planned
+from assay.pipelines.engines.local.events import Planned
 
-NESTED = ("IfSteps", "ElseSteps", "ForEachBody")
-"""Arguments that hold steps."""
-
-
-def walk(steps: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield every step, those inside of branches and loops too."""
-    for step in steps:
-        yield step
-        for name in NESTED:
-            yield from walk(step.get("Arguments", {}).get(name) or [])
+from .validate import walk
 
 
 def planned(definition: Mapping[str, Any]) -> tuple[Planned, ...]:

@@ -21,9 +21,9 @@ from typing import Any
 
 from assay.components.contracts.errors import AssayError, RunError
 from assay.components.runtime import s3
+from assay.pipelines.engines.local.events import Event
 
-from ..local.events import Event
-from .definition import planned, walk
+from .definition import planned
 from .emulation import record
 from .emulation.aws import client, provide
 from .emulation.expressions import Scope, property_files
@@ -32,6 +32,7 @@ from .emulation.jobs import Fault, Site
 from .emulation.machines import docker_answers
 from .emulation.record import Board, Execution
 from .emulation.steps import Worker
+from .validate import walk
 
 ACCOUNT = "123456789012"
 KINDS = ("Processing", "Training", "Condition", "ForEach", "Fail")

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from assay.components.contracts.errors import RunError
+from assay.pipelines.engines.local.events import Event, Planned
 
-from ..local.events import Event, Planned
 from .aws import Account, Refused, talking
 
 ENDED: dict[str, Literal["SUCCEEDED", "FAILED", "CANCELLED"]] = {

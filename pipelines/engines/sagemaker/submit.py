@@ -10,14 +10,17 @@ import os
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from assay.components.contracts.artifacts import digest_of
+from assay.components.contracts.recipe import Recipe
 from assay.components.runtime import s3
+from assay.pipelines.engines.local.events import Event
+from assay.pipelines.engines.outcome import Outcome
 
-from ..local.events import Event
-from ..outcome import Outcome
 from . import decision, follow
+from . import schedule as schedules
 from .aws import Account, Refused, talking
 from .definition import planned
 
@@ -57,7 +60,54 @@ class Submission:
         return Account(self.region)
 
 
-def run(
+def run(recipe: Recipe, data: str, deploy: Path | None, wait: bool, on_event: Callable[[Event], None]) -> Outcome:
+    """Submit a recipe's run, unless it is there already, and wait for its end if asked to.
+
+    Args:
+        recipe: What to run.
+        data: URI of the user's rows, in S3; empty to let the task generate them.
+        deploy: The deploy profile.
+        wait: Whether to follow the run to its end.
+        on_event: Told what happens while waiting.
+
+    Raises:
+        RecipeError: SageMaker cannot run it, or the profile is wrong; before anything is submitted.
+        RunError: AWS cannot be reached, or refuses.
+    """
+    return execute(_submission(recipe, data, deploy), wait=wait, on_event=on_event)
+
+
+def schedule(recipe: Recipe, cron: str, data: str, deploy: Path | None) -> str:
+    """Make a recipe run at these times (UTC), and say in one line what is now scheduled.
+
+    Args:
+        recipe: What to run.
+        cron: Five fields, as crontab writes them.
+        data: As for `run`.
+        deploy: The deploy profile; EventBridge Scheduler takes its `roles.pipeline`.
+
+    Raises:
+        RecipeError: As `run`, or the expression is none that EventBridge knows.
+        RunError: AWS cannot be reached, or refuses.
+    """
+    schedules.expression(cron)  # before anything is submitted
+    submission = _submission(recipe, data, deploy)
+    account = submission.account
+    arn, _ = ensure_pipeline(account, submission)
+    return schedules.at_times(account, arn, submission.role, cron, {"data": data} if data else {})
+
+
+def _submission(recipe: Recipe, data: str, deploy: Path | None) -> Submission:
+    from . import engine  # which calls us
+
+    profile = engine._profile(deploy)
+    built = engine.build(recipe, data, profile)
+    return Submission(
+        built.name, built.text, built.templates, profile.root, profile.region, profile.roles.pipeline, profile.tags
+    )
+
+
+def execute(
     submission: Submission,
     *,
     wait: bool,

@@ -8,7 +8,7 @@ from typing import Any
 
 from assay.components.contracts.errors import RunError
 
-from ..definition import walk
+from ..validate import walk
 
 _TOKEN = re.compile(r"\['([^']+)'\]|\[(\d+)\]|([A-Za-z0-9_\-]+)")
 _STEP = re.compile(r"Steps\.([A-Za-z0-9\-_]+)")

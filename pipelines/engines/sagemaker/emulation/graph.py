@@ -13,12 +13,13 @@ from typing import Any
 
 from assay.components.contracts.errors import AssayError, RunError
 
-from ..definition import NESTED
 from .expressions import Scope, steps_named
 from .jobs import JobFailed, JobStopped
 from .record import Board, ExecutionState
 from .steps import Worker
 
+NESTED = ("IfSteps", "ElseSteps", "ForEachBody")
+"""Arguments that hold steps."""
 FAILURE_TRIGGERS = ("Failed", "Stopped", "Any")
 
 

@@ -13,8 +13,7 @@ from pydantic import BaseModel
 
 from assay.components.contracts.artifacts import write_atomically
 from assay.components.contracts.errors import RunError
-
-from ...local.events import Event
+from assay.pipelines.engines.local.events import Event
 
 StepState = Literal["Waiting", "Executing", "Succeeded", "Failed", "Stopped", "NotStarted"]
 ExecutionState = Literal["Executing", "Succeeded", "Failed", "Stopped", "CompletedWithFailures"]
