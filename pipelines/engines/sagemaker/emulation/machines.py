@@ -85,6 +85,11 @@ class Machine:
 class Container(Machine):
     """A container; the network is the host's, so that it reaches moto's server."""
 
+    def __init__(self, load: Load) -> None:
+        for path in (load.ml, *load.ml.rglob("*")):  # the image's user need not be ours
+            path.chmod(0o777 if path.is_dir() else 0o666)
+        super().__init__(load)
+
     def terminate(self) -> None:
         """Send SIGTERM to the container's first process."""
         self._docker("kill", "--signal", "TERM", self.load.name)
