@@ -140,6 +140,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         code, message = _run(_parse(argv), job, scratch, child)
     except AssayError as error:
+        sys.stderr.write(f"error: {error}\n")
         code, message = 2, str(error)
     except Exception as error:
         traceback.print_exc()
@@ -235,7 +236,7 @@ def _settle(folder: Path, metadata: dict[str, Any]) -> None:
     (folder / METADATA).unlink(missing_ok=True)
     if data.is_dir():
         (data / METADATA).unlink(missing_ok=True)  # a copy of an input brings the input's
-        for entry in data.iterdir():
+        for entry in sorted(data.iterdir()):
             entry.replace(folder / entry.name)
         data.rmdir()
     elif data.is_file():
