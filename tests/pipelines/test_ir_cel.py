@@ -1,5 +1,6 @@
 import pytest
 
+from assay.pipelines.ir import cel
 from assay.pipelines.ir.cel import parse
 
 PARAMETERS = {"n": 3, "rate": 0.61, "text": "it's", "back": 'b "q" \\ back', "good": True, "empty": ""}
@@ -77,3 +78,13 @@ def test_a_gate_is_never_decided_by_a_guess(text, message):
 
 def test_the_names_it_reads():
     assert parse("!(inputs.parameter_values['a'] > 1) && inputs.parameter_values['b'] == 'x'").names == {"a", "b"}
+
+
+def test_a_condition_is_a_tree_that_another_engine_can_translate():
+    parsed = cel.parse("!(inputs.parameter_values['a'] == 'x') && int(inputs.parameter_values['b']) > -1")
+    assert parsed.tree == cel.Every(
+        (
+            cel.Not(cel.Compare("==", cel.Input("a"), cel.Literal("x"))),
+            cel.Compare(">", cel.Convert("int", cel.Input("b")), cel.Minus(cel.Literal(1))),
+        )
+    )

@@ -38,7 +38,7 @@ def get(path: str) -> Json:
 
 
 def join(*values: Json, on: str = "") -> Json:
-    """Return a text of several values; a text when all are, since two constants side by side are one."""
+    """Return a text of several values: plain when all of them are, and a lone value as it is."""
     merged: list[Json] = []
     for value in values:
         if on == "" and merged and isinstance(value, str) and isinstance(merged[-1], str):
@@ -47,6 +47,8 @@ def join(*values: Json, on: str = "") -> Json:
             merged.append(value)
     if all(isinstance(value, str) for value in merged):
         return on.join(merged)
+    if len(merged) == 1:
+        return merged[0]
     return {"Std:Join": {"On": on, "Values": merged}}
 
 

@@ -9,7 +9,7 @@ from .expressions import Json, get, join
 from .profile import Deploy, Job
 
 ENTRYPOINT = ["python", "-m", "assay.components.runtime.sagemaker"]
-_DISKS = re.compile(r"ml\.(\w*d\w*|g\d\w*|p3dn|p[4-9]\w*|trn\d\w*|inf\d\w*)\.")
+_DISKS = re.compile(r"ml\.(\w*d\w*|g\d\w*|p3dn|p[4-9]\w*|trn\d\w*)\.")
 
 
 @dataclass(frozen=True)

@@ -239,7 +239,9 @@ class _Task:
         arguments = request.build()
         if isinstance(managed, Serverless):
             self.implied.clear()
-            self._tell("note", "SageMaker's serverless customization takes it over; its output is that service's")
+            outputs = ", ".join(sorted(self.outputs.artifacts))
+            what = f"SageMaker's serverless customization takes it over, and leaves no {outputs} for the steps after it"
+            self._tell("warning", what, "let those steps read that service's output, or leave `managed` out")
             tags = {"Tags": arguments["Tags"]} if "Tags" in arguments else {}
             return {**managed.request(arguments["RoleArn"], request.run_folder), **tags}
         if managed.by == "bedrock":

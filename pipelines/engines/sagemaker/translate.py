@@ -47,8 +47,13 @@ class Translation:
 
     @property
     def text(self) -> str:
-        """The definition as it is submitted: the same bytes for the same graph and profile."""
+        """The definition as it is written to a file: the same bytes for the same graph and profile."""
         return json.dumps(self.definition, sort_keys=True, indent=1) + "\n"
+
+    @property
+    def wire(self) -> str:
+        """The definition as it is submitted: without the spaces, for the service counts them."""
+        return json.dumps(self.definition, sort_keys=True, separators=(",", ":"))
 
 
 def translate(pipeline: Pipeline, deploy: Deploy) -> Translation:
