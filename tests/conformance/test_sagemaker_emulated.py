@@ -108,3 +108,21 @@ def test_a_loop_over_a_list_that_is_known(engines):
     assert there["many"] == here["many"] == {"params": {"Output": 6}}
     assert len(there) == 3
     assert there == here
+
+
+def test_a_condition_that_negates_is_written_as_the_service_reads_it(engines):
+    @dsl.pipeline(name="unequal")
+    def pipeline():
+        measured = steps.facts()
+        with dsl.If(measured.outputs["n"] != 4, name="yes"):
+            steps.echo(text="yes")
+        with dsl.If(measured.outputs["n"] != 3, name="no"):
+            steps.double(n=1)
+
+    record, execution, here, there = engines(pipeline)
+    assert record.state == "SUCCEEDED", record.message
+    assert execution.state == "Succeeded", execution.reason
+    assert len(there) == 2
+    assert {name: left for name, left in there.items() if name != "facts"} == {
+        name: left for name, left in here.items() if name != "facts"
+    }
