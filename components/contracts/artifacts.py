@@ -17,7 +17,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from .errors import DataError
 
 MANIFEST = "manifest.json"
-UNSEALED = frozenset({"timing.json"})
+METADATA = ".assay-metadata.json"
+"""What an engine without a metadata store keeps beside an artifact's files."""
+UNSEALED = frozenset({"timing.json", METADATA})
 """Files that may differ between two identical runs; they travel with the artifact and are not part of its digest."""
 UNSEALED_FOLDERS = frozenset({"site"})
 """Folders at the top of an artifact of which the same holds: a site that a library writes with times in it."""

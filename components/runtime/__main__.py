@@ -18,6 +18,7 @@ from typing import Any
 
 from ..contracts.errors import AssayError
 from .context import RESUME_EXIT, Stopped
+from .ranks import own_outputs
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--executor_input", required=True, help="KFP's ExecutorInput as JSON, or @file")
     arguments = parser.parse_args(argv)
     text = arguments.executor_input
-    executor_input = json.loads(Path(text[1:]).read_text() if text.startswith("@") else text)
+    executor_input = own_outputs(json.loads(Path(text[1:]).read_text() if text.startswith("@") else text))
     signal.signal(signal.SIGTERM, _stop)
     try:
         _execute(arguments.component, executor_input)

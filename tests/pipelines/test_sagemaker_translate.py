@@ -246,7 +246,7 @@ def test_independent_conditions_stay_side_by_side(translate):
     }
     unequal = by_name(found)["condition-2"]["Arguments"]["Conditions"]
     assert unequal[0]["Type"] == "Not"
-    assert unequal[0]["Condition"]["Type"] == "Equals"
+    assert unequal[0]["Expression"]["Type"] == "Equals"
 
 
 def test_what_waits_for_a_nested_pipeline_with_a_lone_if_runs_in_either_case(translate):

@@ -121,7 +121,7 @@ class _Conditions:
     def of(self, node: cel.Node) -> Json:
         match node:
             case cel.Not(term):
-                return {"Type": "Not", "Condition": self.of(term)}
+                return {"Type": "Not", "Expression": self.of(term)}
             case cel.Some(terms):
                 return {"Type": "Or", "Conditions": [self.of(term) for term in terms]}
             case cel.Every(terms):  # inside of || or !, where there is no list: De Morgan
@@ -164,8 +164,8 @@ class _Conditions:
 
 def _not(condition: Json) -> Json:
     if condition["Type"] == "Not":
-        return condition["Condition"]
-    return {"Type": "Not", "Condition": condition}
+        return condition["Expression"]
+    return {"Type": "Not", "Expression": condition}
 
 
 def _fact(name: str, step: str, where: str) -> list[Json]:

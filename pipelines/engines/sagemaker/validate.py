@@ -168,7 +168,7 @@ class _Check:
     def _condition(self, condition: Any, name: str) -> None:
         kind = condition.get("Type") if isinstance(condition, dict) else None
         if kind == "Not":
-            self._condition(condition.get("Condition"), name)
+            self._condition(condition.get("Expression"), name)
         elif kind == "Or":
             for inner in condition.get("Conditions") or [{}]:
                 self._condition(inner, name)
