@@ -247,4 +247,5 @@ def place(task: Any, recipe: Recipe, kind: Kind) -> Any:
     if wanted.retries:
         task.set_retry(wanted.retries, backoff_duration="10s", backoff_factor=2, backoff_max_duration="300s")
     kubernetes.set_timeout(task, round(wanted.timeout_minutes * 60))  # our engine reads the platform settings too
+    kubernetes.add_pod_label(task, "assay-kind", kind)  # deploy profiles place steps by kind
     return task
