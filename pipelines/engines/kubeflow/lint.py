@@ -83,8 +83,8 @@ def _devices(placed: list[Placed]) -> Iterator[Finding]:
     for entry in placed:
         where, settings = f"root/{entry.path}", entry.settings
         if settings.nodes:
-            what = "several nodes: the image must hold `kubernetes`, and the cluster Kubeflow Trainer 2"
-            yield Finding("note", where, what, "let the service account create trainjobs (infra/README.md)")
+            fix = "install it, and let the service account create trainjobs (infra/README.md)"
+            yield Finding("note", where, "trains on several nodes: the cluster needs Kubeflow Trainer 2", fix)
         elif "accelerator" in entry.container["resources"]:
             if not settings.tolerations:
                 fix = "add `tolerations: [{key: nvidia.com/gpu, effect: NoSchedule}]`"
