@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -14,7 +14,6 @@ from rich.text import Text
 from assay.components.contracts.errors import RecipeError
 from assay.components.contracts.recipe import Recipe
 
-from ..ir.portability import Finding
 from .options import (
     HOME,
     USERS_FAULT,
@@ -29,6 +28,9 @@ from .options import (
     use,
     writing,
 )
+
+if TYPE_CHECKING:
+    from ..ir.portability import Finding
 
 OUTPUT = {"local": "pipeline.yaml", "kubeflow": "pipeline.yaml", "sagemaker": "pipeline.json"}
 _STYLE = {"error": "red", "warning": "yellow", "note": "dim"}
@@ -103,7 +105,7 @@ def _compile_here(recipe: Recipe, path: Path, data: str, deploy: Path | None) ->
     return compile_recipe(recipe, path, data)
 
 
-def _lint_here(recipe: Recipe, data: str, deploy: Path | None) -> list[Finding]:
+def _lint_here(recipe: Recipe, data: str, deploy: Path | None) -> "list[Finding]":
     """Compile and plan: what the local engine does not know is an error that names its place."""
     from tempfile import TemporaryDirectory
 
@@ -114,7 +116,7 @@ def _lint_here(recipe: Recipe, data: str, deploy: Path | None) -> list[Finding]:
     return []
 
 
-def _table(findings: list[Finding]) -> Table:
+def _table(findings: "list[Finding]") -> Table:
     """Return a row for each thing to do, with all the places that it is about."""
     places: dict[tuple[str, str, str], list[str]] = {}
     for finding in findings:

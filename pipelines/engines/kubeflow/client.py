@@ -131,11 +131,11 @@ def _client(profile: Profile) -> Any:
             where="deploy profile",
             fix="name the address of Kubeflow Pipelines' API with --deploy FILE",
         )
-    import kfp
+    from kfp.client import Client
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it wants a server of version 2
-        return kfp.Client(
+        return Client(
             host=profile.host,
             # Any name but `kubeflow` keeps the constructor from asking the server, five times; calls name their own.
             namespace=profile.namespace if profile.namespace != "kubeflow" else "unused",

@@ -1,7 +1,7 @@
 """From a compiled pipeline to what a Kubeflow cluster is told: images, resources, and the platform settings.
 
-The pipeline stays what it was compiled to; this fills in what differs between clusters. Every platform setting passes
-through the message type of kfp-kubernetes, so a name that the server would ignore is an error here.
+The pipeline stays what it was compiled to; this fills in what differs between clusters, in the words of kfp-kubernetes
+(whose own functions want a task under construction, and half a second to import).
 """
 
 import re
@@ -53,7 +53,7 @@ def place(path: Path, profile: Profile) -> None:
         _place_image(placed, profile)
         _place_resources(placed)
         _place_environment(placed, profile)
-        placed.platform.update(_canonical(placed.platform | _platform(placed, profile)))
+        placed.platform.update(_platform(placed, profile))
         if placed.settings.nodes:
             trainjob.wrap(placed.container, placed.platform, placed.settings, profile)
     comments = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
@@ -164,12 +164,3 @@ def _secret(name: str, keys: dict[str, str]) -> dict[str, Any]:
 
 def _constant(value: str) -> dict[str, Any]:
     return {"runtimeValue": {"constant": value}}
-
-
-def _canonical(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return settings as the message type of kfp-kubernetes holds them."""
-    from google.protobuf import json_format
-    from kfp.kubernetes import kubernetes_executor_config_pb2 as messages
-
-    message = json_format.ParseDict(settings, messages.KubernetesExecutorConfig())
-    return dict(json_format.MessageToDict(message))

@@ -30,7 +30,7 @@ def _read_null(value: Any) -> Any:
 class Section(BaseModel):
     """A part of the profile: frozen, and a key it does not know is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Auth(Section):
