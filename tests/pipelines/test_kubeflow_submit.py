@@ -1,5 +1,6 @@
 """Submitting to Kubeflow, waiting and scheduling: the real kfp.Client against a faithful server over real HTTP."""
 
+import json
 import os
 import socket
 import subprocess
@@ -166,6 +167,48 @@ def test_every_final_state_ends_the_wait(kfp, deploy, frame, state, decision, wo
     assert "\n" not in outcome.message
 
 
+@pytest.fixture
+def bucket(monkeypatch):
+    """A bucket on a real S3 server."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    for name, value in {
+        "AWS_ENDPOINT_URL": "http://{}:{}".format(*server.get_host_and_port()),
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    boto3.client("s3").create_bucket(Bucket="artifacts")
+    yield boto3.resource("s3").Bucket("artifacts")
+    server.stop()
+
+
+@pytest.mark.parametrize(
+    ("frame", "record", "decision", "reason"),
+    [
+        (HELD, {"decision": "inconclusive", "reason": "12 more examples would decide"}, "inconclusive", "12 more"),
+        (HELD, {"decision": "hold", "reason": "worse by 0.04"}, "hold", "worse by 0.04"),
+        (PROMOTED, {"decision": "promote", "reason": "better by 0.2"}, "promote", "better by 0.2"),
+        (HELD, {"decision": "promote", "reason": "of another run"}, "hold", "stands in the gate's artifact"),
+        (HELD, None, "hold", "stands in the gate's artifact"),
+    ],
+)
+def test_the_decision_is_read_below_the_pipeline_root(kfp, deploy, bucket, frame, record, decision, reason):
+    kfp.script = [Frame("RUNNING"), Frame("SUCCEEDED", frame)]
+    path = deploy(kfp, pipeline_root="s3://artifacts/assay/")
+    run_id = run(path, wait=False).run
+    if record:
+        key = f"assay/small/{run_id}/gate/7d0f-salt/decision/decision.json"
+        bucket.put_object(Key=key, Body=json.dumps(record).encode())
+    outcome = run(path)
+    assert (outcome.run, outcome.decision) == (run_id, decision)
+    assert reason in outcome.message
+
+
 def test_a_run_that_is_cancelled_while_we_wait_ends_the_wait(kfp, deploy):
     kfp.script = [Frame("RUNNING"), Frame("CANCELING")]
     cancel = []
@@ -230,13 +273,13 @@ def test_a_token_that_expires_while_waiting_says_that_the_run_goes_on(kfp, deplo
     assert f"renew the token in {token}; the run goes on, see {kfp.url}/#/runs/details/" in str(caught.value)
 
 
-def test_a_renewed_token_is_read_while_waiting(kfp, deploy, token):
+def test_a_token_renewed_in_its_file_is_used_from_then_on(kfp, deploy, token):
     kfp.script = [Frame("RUNNING"), Frame("RUNNING"), Frame("SUCCEEDED", PROMOTED)]
 
     def before(method, path):
         if "/runs/" in path and sum(kfp.asked.values()) == 1:
             token.write_text("another")
-            kfp.tokens = {SECRET: {"team-a"}, "another": {"team-a"}} if not kfp.log[-2:] else {"another": {"team-a"}}
+            kfp.tokens = {"another": {"team-a"}}
             kfp.before = lambda method, path: None
             raise Refusal(503, "being rotated")
 
