@@ -106,14 +106,13 @@ def _compile_here(recipe: Recipe, path: Path, data: str, deploy: Path | None) ->
 
 
 def _lint_here(recipe: Recipe, data: str, deploy: Path | None) -> "list[Finding]":
-    """Compile and plan: what the local engine does not know is an error that names its place."""
     from tempfile import TemporaryDirectory
 
-    from ..engines.local import engine
+    from ..ir import model, portability
 
     with TemporaryDirectory() as folder:
-        engine.plan(_compile_here(recipe, Path(folder) / "pipeline.yaml", data, deploy))
-    return []
+        path = _compile_here(recipe, Path(folder) / "pipeline.yaml", data, deploy)
+        return portability.lint(model.load(path), "local")
 
 
 def _table(findings: "list[Finding]") -> Table:

@@ -125,8 +125,10 @@ def test_lint_exits_2_when_it_could_not_run_there(call):
     assert all(f"assay-{role}-python" in printed for role in ("data", "train", "serve"))
     code, printed = call("lint", *THERE, "--json")
     assert code == 0
-    assert {json.loads(line)["level"] for line in printed.splitlines()} == {"warning"}
-    assert call("lint", "small.yaml", "--engine", "local") == (0, "small runs on local as it is.\n")
+    assert {json.loads(line)["level"] for line in printed.splitlines()} == {"warning", "note"}
+    code, printed = call("lint", "small.yaml", "--engine", "local")
+    assert code == 0
+    assert "caching is off" in printed
 
 
 @pytest.mark.parametrize(

@@ -209,7 +209,8 @@ def test_a_profile_that_is_no_mapping(tmp_path, text):
 
 def findings(tmp_path, recipe=FLAGSHIP, data="", **keys) -> dict[str, tuple[str, str]]:
     found = engine.lint(recipe, data, profile(tmp_path, **keys))
-    return {finding.where: (finding.level, finding.what) for finding in found}
+    ours = [finding for finding in found if not finding.where.endswith(": caching")]  # of each graph on each engine
+    return {finding.where: (finding.level, finding.what) for finding in ours}
 
 
 def test_lint_finds_nothing_to_refuse_in_the_complete_profile():
@@ -247,7 +248,7 @@ def test_lint(tmp_path, changes, options, where, level):
 
 
 def test_data_on_the_shared_volume_is_there_in_a_pod(tmp_path):
-    assert "data" not in findings(tmp_path, data="/assay/rows.jsonl", **GOOD)
+    assert {*findings(tmp_path, data="/assay/rows.jsonl", **GOOD)} == {"default.env"}
 
 
 def test_a_registry_elsewhere_needs_no_volume(tmp_path):

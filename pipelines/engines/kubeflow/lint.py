@@ -7,6 +7,7 @@ from pathlib import Path
 import yaml
 
 from assay.components.contracts.recipe import Recipe
+from assay.pipelines.ir import model, portability
 from assay.pipelines.ir.portability import Finding
 
 from .compile import Placed, is_pinned, place, placements
@@ -22,11 +23,13 @@ def check(path: Path, recipe: Recipe, data: str, profile: Profile) -> list[Findi
         data: URI of the user's rows.
         profile: The deploy profile.
     """
+    # Of the imported rows `_places` speaks: it knows the shared volume.
+    found = [entry for entry in portability.lint(model.load(path), "kubeflow") if not entry.where.endswith(": importer")]
     place(path, profile)
     documents = [*yaml.load_all(path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)), {}][:2]
     placed = list(placements(documents, profile))
-    found = [*_images(placed), *_places(recipe, data, profile), *_state(placed, profile), *_patterns(placed, profile)]
-    found += _devices(placed)
+    found += [*_images(placed), *_places(recipe, data, profile), *_state(placed, profile)]
+    found += [*_patterns(placed, profile), *_devices(placed)]
     order = ("error", "warning", "note")
     return sorted(found, key=lambda finding: (order.index(finding.level), finding.where))
 
