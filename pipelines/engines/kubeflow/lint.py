@@ -23,8 +23,9 @@ def check(path: Path, recipe: Recipe, data: str, profile: Profile) -> list[Findi
         data: URI of the user's rows.
         profile: The deploy profile.
     """
+    portable = portability.lint(model.load(path), "kubeflow")
     # Of the imported rows `_places` speaks: it knows the shared volume.
-    found = [entry for entry in portability.lint(model.load(path), "kubeflow") if not entry.where.endswith(": importer")]
+    found = [finding for finding in portable if not finding.where.endswith(": importer")]
     place(path, profile)
     documents = [*yaml.load_all(path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)), {}][:2]
     placed = list(placements(documents, profile))
