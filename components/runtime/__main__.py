@@ -19,20 +19,22 @@ from typing import Any
 from ..contracts.errors import AssayError
 from .context import RESUME_EXIT, Stopped
 from .ranks import own_outputs
+from .work import kept
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one step and return its exit code: 0 done, 2 the input's fault, 75 stopped and resumable."""
     parser = argparse.ArgumentParser(prog="python -m assay.components.runtime")
     parser.add_argument("--component", required=True, help="module:function")
-    parser.add_argument("--code_digest", default="", help="part of the cache key; not read here")
+    parser.add_argument("--code_digest", default="", help="part of the cache key, and of the work folder's name")
     parser.add_argument("--executor_input", required=True, help="KFP's ExecutorInput as JSON, or @file")
     arguments = parser.parse_args(argv)
     text = arguments.executor_input
     executor_input = own_outputs(json.loads(Path(text[1:]).read_text() if text.startswith("@") else text))
     signal.signal(signal.SIGTERM, _stop)
     try:
-        _execute(arguments.component, executor_input)
+        with kept(arguments.component, arguments.code_digest, executor_input):
+            _execute(arguments.component, executor_input)
     except AssayError as error:
         print(f"error: {error}", file=sys.stderr)
         _write_error(executor_input, error)

@@ -3,7 +3,7 @@
 Every engine sets the same variables; a step that runs without them (in a test) gets temporary ones.
 
 * `ASSAY_HOME`      folder of caches shared between runs (default `.assay`)
-* `ASSAY_WORK`      folder of this task that survives a kill: checkpoints go here
+* `ASSAY_WORK`      folder of this task that survives a kill: checkpoints go here (or `ASSAY_WORK_ROOT`, see `work.py`)
 * `ASSAY_PROGRESS`  file to which `progress` appends JSON lines
 * `ASSAY_REGISTRY`  folder of the promotion ledger (default `$ASSAY_HOME/registry`)
 * `ASSAY_CPUS`      cores this task may use

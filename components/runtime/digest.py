@@ -7,6 +7,7 @@ not invalidate a training, and a new torch does.
 import ast
 import importlib.metadata
 import sys
+from collections.abc import Iterator
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -65,7 +66,7 @@ def _room(room: str) -> Path | None:
 def _imports(name: str, path: Path) -> frozenset[str]:
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in _statements(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -77,6 +78,14 @@ def _imports(name: str, path: Path) -> frozenset[str]:
             if base.startswith(OURS.rstrip(".")):
                 found.update(f"{base}.{alias.name}" for alias in node.names)
     return frozenset(found)
+
+
+def _statements(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield every statement; `ast.walk` visits expressions too, which hold no import, and takes four times as long."""
+    for name in ("body", "orelse", "finalbody", "handlers", "cases"):
+        for child in getattr(node, name, ()):
+            yield child
+            yield from _statements(child)
 
 
 @cache

@@ -6,7 +6,7 @@ import pytest
 import typer
 
 from assay.components.contracts.errors import RunError
-from assay.pipelines import cli
+from assay.pipelines.commands import runs
 from assay.pipelines.engines.local import outcome, store
 from assay.pipelines.engines.local.store import RunRecord, TaskRecord
 
@@ -49,7 +49,7 @@ def test_a_decision_has_its_words_and_its_exit_code(tmp_path, capsys, decision, 
     assert result["seconds"] == 2.5
     assert result["version"] == version
     with pytest.raises(typer.Exit) as ended:
-        cli._finish(made, tmp_path, as_json=False)
+        runs.finish(made, tmp_path, as_json=False)
     printed = capsys.readouterr().out
     assert ended.value.exit_code == code
     assert headline in printed
@@ -80,7 +80,7 @@ def test_failures_are_listed_by_the_step_that_failed(tmp_path, capsys, codes, ex
         gate=TaskRecord(state="SKIPPED"),
     )
     with pytest.raises(typer.Exit) as ended:
-        cli._finish(made, tmp_path, as_json=False)
+        runs.finish(made, tmp_path, as_json=False)
     printed = capsys.readouterr().out
     assert ended.value.exit_code == exit_code
     assert "validate-data failed: bad rows" in printed
@@ -91,7 +91,7 @@ def test_failures_are_listed_by_the_step_that_failed(tmp_path, capsys, codes, ex
 
 def test_a_cancelled_run_says_what_is_kept(tmp_path, capsys):
     with pytest.raises(typer.Exit) as ended:
-        cli._finish(record("CANCELLED", sft=TaskRecord(state="CANCELLED")), tmp_path, as_json=False)
+        runs.finish(record("CANCELLED", sft=TaskRecord(state="CANCELLED")), tmp_path, as_json=False)
     printed = capsys.readouterr().out
     assert ended.value.exit_code == 130
     assert "The run was cancelled; what is finished is kept." in printed
@@ -99,7 +99,7 @@ def test_a_cancelled_run_says_what_is_kept(tmp_path, capsys):
 
 def test_json_is_one_line_that_a_machine_reads(tmp_path, capsys):
     with pytest.raises(typer.Exit):
-        cli._finish(decide(tmp_path, "promote", 2), tmp_path, as_json=True)
+        runs.finish(decide(tmp_path, "promote", 2), tmp_path, as_json=True)
     (line,) = capsys.readouterr().out.splitlines()
     value = json.loads(line)
     assert (value["kind"], value["decision"], value["version"], value["failed"]) == ("result", "promote", 2, {})

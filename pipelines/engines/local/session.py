@@ -14,15 +14,15 @@ from .events import DONE, Event
 
 
 @contextmanager
-def watching(recipe: Recipe, home: Path, *, as_json: bool) -> Iterator[view.Watcher]:
+def watching(recipe: Recipe, home: Path | None, *, as_json: bool) -> Iterator[view.Watcher]:
     """Yield the view that fits where the output goes: JSON lines, a live table, or plain lines.
 
     Args:
         recipe: Holds the seconds each step once took.
-        home: Holds earlier runs, whose seconds are better known.
+        home: Holds earlier runs, whose seconds are better known; None for a run elsewhere, of which nothing is known.
         as_json: JSON lines for machines.
     """
-    board = view.Board({**recipe.seconds, **last_seconds(home, recipe.name)})
+    board = view.Board({**recipe.seconds, **last_seconds(home, recipe.name)} if home else {})
     if as_json:
         yield view.json_lines(board)
         return

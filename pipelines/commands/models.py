@@ -1,0 +1,80 @@
+"""What was promoted: the champion, its history, the way back, and its server."""
+
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from assay.components.contracts.errors import RecipeError
+
+from .options import HOME, Home, Json, ModelName, use
+
+
+def serve(
+    name: ModelName,
+    host: Annotated[str, typer.Option(help="Address to listen on; other than loopback needs a token.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8080,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File with the bearer token (or set ASSAY_SERVE_TOKEN).")
+    ] = None,
+    home: Home = HOME,
+) -> None:
+    """Serve the champion: OpenAI's /v1/chat/completions, SageMaker's /ping and /invocations."""
+    from assay.components.deploy_model import server
+
+    use(home)
+    server.serve(name, host=host, port=port, token_file=token_file)
+
+
+def champion(
+    name: ModelName,
+    at: Annotated[
+        datetime | None, typer.Option(help="What was champion at this time (UTC unless it says otherwise).")
+    ] = None,
+    as_json: Json = False,
+    home: Home = HOME,
+) -> None:
+    """Say which version is champion, now or at an earlier time, and why."""
+    from assay.components.shared import registry
+
+    use(home)
+    entry = registry.champion(name, at=at)
+    if entry is None:
+        raise RecipeError(f"{name!r} has no champion" + (f" at {at:%Y-%m-%d %H:%M}" if at else ""))
+    if as_json:
+        print(entry.model_dump_json())
+        return
+    print(f"{name} version {entry.version}, since {entry.time}\n  {entry.reason}\n  content {entry.content[:16]}")
+
+
+def history(name: ModelName, home: Home = HOME) -> None:
+    """Print the promotion ledger of a model, verified link by link."""
+    from assay.components.shared import registry
+
+    use(home)
+    entries = registry.history(name)
+    if not entries:
+        raise RecipeError(f"{name!r} has no history", fix="run its recipe first")
+    table = Table("time", "event", "version", "reason", box=None)
+    for entry in entries:
+        table.add_row(str(entry.time), entry.event, str(entry.version or ""), entry.reason)
+    Console().print(table)
+
+
+def rollback(
+    name: ModelName,
+    reason: Annotated[str, typer.Option(help="Why; it is kept in the ledger.")],
+    to: Annotated[
+        int | None, typer.Option(min=1, help="An earlier champion's version; the previous one when left out.")
+    ] = None,
+    home: Home = HOME,
+) -> None:
+    """Make an earlier champion the champion again."""
+    from assay.components.shared import registry
+
+    use(home)
+    entry = registry.rollback(name, reason=reason, to=to)
+    print(f"{name}: version {entry.version} is champion again")
