@@ -44,7 +44,8 @@ def build(role: Role, settings: Build) -> str:
         RunError: Docker is missing or fails.
     """
     client, name = docker.find_client(), settings.tag(role)
-    wheels = docker.import_folder(client, settings.wheels, WHEELS_IMAGE) if settings.wheels else "scratch"
+    with_torch = settings.wheels and role != "data"
+    wheels = docker.import_folder(client, settings.wheels, WHEELS_IMAGE) if with_torch else "scratch"
     given = {
         "BASE": settings.base,
         "ACCELERATOR": settings.accelerator,
