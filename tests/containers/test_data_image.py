@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from fixtures.containers import Images, Launcher
+from fixtures.containers import Images, Launcher, open_to_all, write_task
 
 from assay.components.contracts.artifacts import read_manifest
 from assay.components.contracts.errors import RunError
@@ -75,6 +75,29 @@ def test_a_users_error_is_exit_2_with_a_report(images, tmp_path) -> None:
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     assert "no_such_task" in json.loads((launcher.folder / "generate-data" / "error.json").read_text())["what"]
+
+
+def test_a_step_by_sagemakers_processing_contract(images, image, tmp_path) -> None:
+    shim = pytest.importorskip("assay.components.runtime.sagemaker")
+    write_task(
+        tmp_path / "processing" / "input" / "task",
+        component="assay.components.generate_data.component:generate_data",
+        parameters={
+            "task": {"type": "STRING", "value": "medication_directions"},
+            "rows": {"type": "NUMBER_INTEGER", "argument": True},
+            "seed": {"type": "NUMBER_INTEGER", "value": 0},
+        },
+        outputs={"artifacts": {"raw": "system.Dataset"}},
+    )
+    (tmp_path / "processing" / "output" / "raw").mkdir(parents=True)
+    open_to_all(tmp_path)
+    command = ["python", "-m", shim.__name__, "--parameter"]
+    done = images.run(image, *command, "rows=40", mounts={tmp_path: "/opt/ml"})
+    assert done.returncode == 0, done.stderr
+    assert read_manifest(tmp_path / "processing" / "output" / "raw", "raw").counts["rows"] == 40
+    done = images.run(image, *command, "rows=many", mounts={tmp_path: "/opt/ml"})
+    assert done.returncode == 2, done.stderr
+    assert "rows" in (tmp_path / "output" / "message").read_text()
 
 
 def test_a_failing_container_is_failing_every_time(images, image) -> None:

@@ -1,10 +1,13 @@
 """The train image: all that its steps need, and SageMaker's Training contract."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
-from fixtures.containers import Images
+from fixtures.containers import Images, open_to_all, write_task
 
+from assay.components.contracts.artifacts import read_manifest
 from assay.components.runtime.digest import reach
 from assay.pipelines.images import roles
 
@@ -29,13 +32,33 @@ def test_it_is_built_for_the_processor_it_was_asked_for(images, image) -> None:
     assert images.inspect(image)["Config"]["Cmd"] == ["train"]
 
 
-def test_train_without_a_task_fails_and_says_why_where_sagemaker_looks(images, image, tmp_path) -> None:
-    (tmp_path / "input" / "config").mkdir(parents=True)
+@pytest.fixture
+def ml(tmp_path: Path) -> Path:
+    """/opt/ml of a Training job on one host."""
+    pytest.importorskip("assay.components.runtime.sagemaker")
     resources = {"current_host": "algo-1", "hosts": ["algo-1"], "network_interface_name": "lo"}
+    for folder in ("input/config", "input/data", "model", "output", "checkpoints"):
+        (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "input" / "config" / "resourceconfig.json").write_text(json.dumps(resources))
-    (tmp_path / "output").mkdir()
-    for folder in [tmp_path, tmp_path / "output"]:
-        folder.chmod(0o777)
-    done = images.run(image, "train", mounts={tmp_path: "/opt/ml"})
+    return tmp_path
+
+
+def test_train_runs_a_step_by_sagemakers_training_contract(images, image, ml, tiny_model) -> None:
+    shutil.copytree(tiny_model, ml / "input" / "data" / "given")
+    write_task(
+        ml / "input" / "data" / "task",
+        component="assay.components.import_model.component:import_model",
+        parameters={"reference": {"type": "STRING", "value": "/opt/ml/input/data/given"}},
+        outputs={"artifacts": {"model": "system.Model"}},
+    )
+    open_to_all(ml)
+    done = images.run(image, "train", mounts={ml: "/opt/ml"})
+    assert done.returncode == 0, done.stderr
+    assert read_manifest(ml / "model" / "model", "model").content == read_manifest(tiny_model, "model").content
+
+
+def test_train_without_a_task_fails_and_says_why_where_sagemaker_looks(images, image, ml) -> None:
+    open_to_all(ml)
+    done = images.run(image, "train", mounts={ml: "/opt/ml"})
     assert done.returncode == 2, done.stderr
-    assert "task template" in (tmp_path / "output" / "failure").read_text()
+    assert "task template" in (ml / "output" / "failure").read_text()
