@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fixtures.containers import Images
 
 from assay.components.contracts.errors import RunError
 from assay.pipelines.images import docker, roles
+from fixtures.containers import Images
 
 BASE = "assay-local-base:bookworm"
 START_SECONDS = 60

@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-from fixtures.containers import Images, Launcher, open_to_all, write_task
 
 from assay.components.contracts.artifacts import read_manifest
 from assay.components.contracts.errors import RunError
 from assay.components.runtime.digest import code_digest, reach
 from assay.pipelines.images import docker, roles
+from fixtures.containers import Images, Launcher, open_to_all, write_task
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(1800)]
 

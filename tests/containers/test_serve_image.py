@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+
 from fixtures.containers import HARDENED, Images
 
 pytestmark = [pytest.mark.docker, pytest.mark.heavy, pytest.mark.timeout(3600)]

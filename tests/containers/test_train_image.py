@@ -5,11 +5,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from fixtures.containers import Images, open_to_all, write_task
 
 from assay.components.contracts.artifacts import read_manifest
 from assay.components.runtime.digest import reach
 from assay.pipelines.images import roles
+from fixtures.containers import Images, open_to_all, write_task
 
 pytestmark = [pytest.mark.docker, pytest.mark.heavy, pytest.mark.timeout(3600)]
 
