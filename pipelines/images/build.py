@@ -4,6 +4,7 @@ A tag is the digest of what the image is made of, so a build that changed nothin
 that has the tag has the image. Graphs name an image by the digest that the registry gave it: `ASSAY_IMAGE_<ROLE>`.
 """
 
+import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,6 +125,15 @@ def read_images_file(path: Path) -> dict[str, str]:
             )
         found[name] = value
     return found
+
+
+def use_images_file(path: Path) -> None:
+    """Let the graph name the images of a file; call it before a graph is imported, which is when steps learn theirs.
+
+    Raises:
+        RunError: As for `read_images_file`.
+    """
+    os.environ.update(read_images_file(path))
 
 
 def variable(role: str) -> str:

@@ -79,15 +79,16 @@ def image_digest(role: Role, accelerator: Accelerator, base: str) -> str:
 
     The code counts as in the IR: each step by its own digest, so an edit of a report does not rename the train image.
     """
+    variant = "none" if role == "data" else accelerator
     folder = root() / "containers"
     files = [folder / "Dockerfile", folder / "install.sh", *sorted((folder / "bin").iterdir()), _list(role)]
-    files += [_list("cuda")] if accelerator == "cuda" else []
+    files += [_list("cuda")] if variant == "cuda" else []
     entries = ENTRIES + ((SERVER,) if role == "serve" else ())
     return digest_of(
         {
             "code": {module: code_digest(module) for module in [*steps(role), *entries]},
             "files": {file.name: sha256_file(file) for file in files},
-            "variant": [role, "none" if role == "data" else accelerator, base],
+            "variant": [role, variant, base],
         }
     )
 
