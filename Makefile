@@ -25,10 +25,10 @@ images: $(READY)
 
 # Builds the data image and runs it as engines do: four minutes cold. `images-test-all` adds train and serve, which hold torch.
 images-test: $(READY)
-	@$(BIN)/pytest -m "docker and not heavy" --durations=5
+	@$(BIN)/pytest tests/containers -m "not heavy" --durations=5
 
 images-test-all: $(READY)
-	@$(BIN)/pytest -m docker --durations=5
+	@$(BIN)/pytest tests/containers --durations=5
 
 # Write anew what each image installs, after a change of requirements.lock or of an import.
 images-lock: $(READY)

@@ -45,8 +45,9 @@ def build(role: Role, settings: Build) -> str:
         RunError: Docker is missing or fails.
     """
     client, name = docker.find_client(), settings.tag(role)
-    with_torch = settings.wheels and role != "data"
-    wheels = docker.import_folder(client, settings.wheels, WHEELS_IMAGE) if with_torch else "scratch"
+    wheels = "scratch"  # the empty image
+    if settings.wheels and role != "data":
+        wheels = docker.import_folder(client, settings.wheels, WHEELS_IMAGE)
     given = {
         "BASE": settings.base,
         "ACCELERATOR": settings.accelerator,
