@@ -52,6 +52,7 @@ def daemon(client: str) -> Iterator[str]:
                 pytest.skip(f"the Docker daemon does not start: {(folder / 'log').read_text().splitlines()[-1]}")
             yield client
         finally:
+            _remove_containers(client)  # an interrupted test leaves its own
             process.terminate()
             process.wait(timeout=60)
             shutil.rmtree(folder, ignore_errors=True)
@@ -80,6 +81,12 @@ def _dockerd(folder: Path) -> list[str]:
     """Return a daemon's command line that touches nothing outside of `folder`."""
     places = {"data-root": "data", "exec-root": "run", "pidfile": "pid"}
     return ["dockerd", f"--host=unix://{folder}/socket", *(f"--{key}={folder}/{name}" for key, name in places.items())]
+
+
+def _remove_containers(client: str) -> None:
+    listed = subprocess.run([client, "ps", "--all", "--quiet"], capture_output=True, text=True).stdout.split()
+    if listed:
+        subprocess.run([client, "rm", "--force", *listed], capture_output=True)
 
 
 def _answers(client: str, process: "subprocess.Popen[bytes] | None" = None, seconds: float = 0) -> bool:

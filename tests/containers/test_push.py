@@ -55,7 +55,10 @@ def settings(daemon: str, tmp_path: Path) -> Iterator[build.Build]:
     with subprocess.Popen(["tar", "-C", tmp_path / "content", "-cf", "-", "."], stdout=subprocess.PIPE) as packing:
         subprocess.run([daemon, "import", "-", settings.tag("data")], stdin=packing.stdout, check=True)
     yield settings
-    subprocess.run([daemon, "image", "rm", "--force", settings.tag("data")], check=True)
+    made = subprocess.run(
+        [daemon, "image", "inspect", "--format", "{{.Id}}", settings.tag("data")], capture_output=True
+    )
+    subprocess.run([daemon, "image", "rm", "--force", made.stdout.decode().strip()], check=True)
 
 
 def test_what_is_pushed_is_named_by_the_registrys_digest(settings, daemon, tmp_path) -> None:
@@ -86,6 +89,7 @@ def test_what_is_pushed_is_named_by_the_registrys_digest(settings, daemon, tmp_p
         assert served.status_code == 200
         subprocess.run([daemon, "image", "rm", "--force", reference, f"{prefix}/{settings.tag('data')}"], check=True)
         subprocess.run([daemon, "pull", reference], check=True)
+        subprocess.run([daemon, "image", "rm", "--force", reference], check=True)
 
 
 def test_a_registry_that_does_not_know_you_and_one_that_is_not_there(settings, tmp_path) -> None:
