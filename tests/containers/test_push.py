@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from assay.components.contracts.errors import RunError
-from assay.pipelines.images import build, commands
+from assay.pipelines.images import build, commands, docker
 from fixtures.containers import free_port
 
 pytestmark = pytest.mark.docker
