@@ -55,10 +55,8 @@ def settings(daemon: str, tmp_path: Path) -> Iterator[build.Build]:
     with subprocess.Popen(["tar", "-C", tmp_path / "content", "-cf", "-", "."], stdout=subprocess.PIPE) as packing:
         subprocess.run([daemon, "import", "-", settings.tag("data")], stdin=packing.stdout, check=True)
     yield settings
-    made = subprocess.run(
-        [daemon, "image", "inspect", "--format", "{{.Id}}", settings.tag("data")], capture_output=True
-    )
-    subprocess.run([daemon, "image", "rm", "--force", made.stdout.decode().strip()], check=True)
+    made = docker.run(daemon, ["image", "inspect", "--format", "{{.Id}}", settings.tag("data")])
+    subprocess.run([daemon, "image", "rm", "--force", made], check=True)
 
 
 def test_what_is_pushed_is_named_by_the_registrys_digest(settings, daemon, tmp_path) -> None:
