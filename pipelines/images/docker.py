@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -95,20 +96,23 @@ def run(client: str, arguments: Sequence[str], *, stdin: IO[bytes] | None = None
         RunError: It failed; says why as far as that is known, and quotes docker.
     """
     environment = {**os.environ, "DOCKER_BUILDKIT": "1"}
-    with subprocess.Popen(
-        [client, *arguments], stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    ) as process:
-        tail: deque[str] = deque(maxlen=40)
-        assert process.stderr is not None
-        assert process.stdout is not None
-        for line in process.stderr:
+    tail: deque[str] = deque(maxlen=40)
+    with (
+        tempfile.TemporaryFile("w+") as output,  # a pipe could fill while the other one is read
+        subprocess.Popen(
+            [client, *arguments], stdin=stdin, stdout=output, stderr=subprocess.PIPE, text=True, env=environment
+        ) as process,
+    ):
+        for line in process.stderr or ():
             tail.append(line.rstrip())
             if shown:
                 sys.stderr.write(line)
-        output = process.stdout.read()
+        process.wait()
+        output.seek(0)
+        told = output.read().rstrip("\n")
     if process.returncode:
-        raise explain("\n".join(tail) or output, arguments[0])
-    return output.rstrip("\n")
+        raise explain("\n".join(tail) or told, arguments[0])
+    return told
 
 
 def explain(message: str, command: str) -> RunError:
