@@ -23,7 +23,8 @@ test-heavy: $(READY)
 images: $(READY)
 	@$(BIN)/assay images build $(IMAGES)
 
-# Builds the data image and runs it as engines do: four minutes cold. `images-test-all` adds train and serve, which hold torch.
+# Builds the data image and runs it as engines do: three minutes on a base that is there, a minute or so more without.
+# `images-test-all` adds train and serve, which hold torch.
 images-test: $(READY)
 	@$(BIN)/pytest tests/containers -m "not heavy" --durations=5
 
