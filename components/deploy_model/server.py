@@ -164,6 +164,7 @@ def serve(
     token_file: Path | None = None,
     name: str = "",
     stop_on_eof: bool = False,
+    is_open: bool = False,
 ) -> None:
     """Serve a champion, or a sealed model folder, until the process is told to stop.
 
@@ -171,18 +172,20 @@ def serve(
 
     Args:
         model: A registered model's name, or a folder.
-        host: Address to listen on; other than loopback needs a token.
+        host: Address to listen on; other than loopback needs a token, or `is_open`.
         port: 0 takes a free one.
         token_file: Holds the bearer token; the variable ASSAY_SERVE_TOKEN does when left out.
         name: What the model is called in answers; the registered name or the folder's when left out.
         stop_on_eof: Stop when standard input ends, as it does when the parent process dies.
+        is_open: Something in front checks who asks, as SageMaker does for its containers.
 
     Raises:
         RunError: The address may not or cannot be used.
         RegistryError: There is no such champion, or its files were altered.
     """
     token = read_token(token_file)
-    check_address(host, token)
+    if not is_open:
+        check_address(host, token)
     with listen(host, port) as listener:
         service = load(model, name=name, token=token)
         if _is_loopback(host) and token is None:
@@ -344,6 +347,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=8080, help="0 takes a free one")
     parser.add_argument("--token-file", type=Path, help=f"holds the bearer token (or set {TOKEN_VARIABLE})")
     parser.add_argument("--name", default="", help="what the model is called in answers")
+    parser.add_argument("--open", action="store_true", help="something in front checks who asks: no token is needed")
     parser.add_argument("--stop-on-eof", action="store_true", help="stop when standard input ends")
     given = parser.parse_args(argv)
     try:
@@ -354,6 +358,7 @@ def main(argv: list[str] | None = None) -> int:
             token_file=given.token_file,
             name=given.name,
             stop_on_eof=given.stop_on_eof,
+            is_open=given.open,
         )
     except AssayError as error:
         sys.stderr.write(f"error: {error}\n")

@@ -24,6 +24,13 @@ def code_digest(module: str) -> str:
 
     Imports inside functions count: a step imports its heavy libraries late.
     """
+    sources, libraries = reach(module)
+    versions = {library: _version(library) for library in libraries}
+    return digest_of({"sources": sources, "libraries": versions})
+
+
+def reach(module: str) -> tuple[dict[str, str], set[str]]:
+    """Return the sha256 of every source of ours that a module reaches, and the top modules of others that they name."""
     sources: dict[str, str] = {}
     libraries: set[str] = set()
     waiting = [module]
@@ -40,8 +47,7 @@ def code_digest(module: str) -> str:
                 waiting.append(imported)
             else:
                 libraries.add(imported.split(".")[0])
-    versions = {library: _version(library) for library in libraries - sys.stdlib_module_names}
-    return digest_of({"sources": sources, "libraries": versions})
+    return sources, libraries - sys.stdlib_module_names
 
 
 @cache

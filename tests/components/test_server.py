@@ -182,6 +182,14 @@ def test_no_network_without_a_token(host: str) -> None:
     server.check_address(host, SECRET)
 
 
+def test_behind_something_that_checks_callers_no_token_is_needed(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.delenv(server.TOKEN_VARIABLE, raising=False)
+    with pytest.raises(RunError, match="needs a bearer token"):
+        server.serve(tmp_path, host="0.0.0.0", port=0)
+    with pytest.raises(DataError, match=r"no manifest\.json"):  # it went on to read the model
+        server.serve(tmp_path, host="0.0.0.0", port=0, is_open=True)
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
 def test_loopback_needs_no_token(host: str) -> None:
     server.check_address(host, None)
