@@ -153,12 +153,16 @@ class S3Storage:
 
     def keys(self, prefix: str) -> list[str]:
         """List the objects below a prefix."""
-        with self._calling(prefix):
+        return sorted(entry["Key"] for entry in self.objects(f"{prefix}/"))
+
+    def objects(self, start: str = "") -> list[dict[str, Any]]:
+        """List what S3 says of every object whose key begins so; each `Key` is relative, as elsewhere."""
+        with self._calling(start):
             pages = self.client.get_paginator("list_objects_v2").paginate(
-                Bucket=self.bucket, Prefix=f"{self.prefix}{prefix}/"
+                Bucket=self.bucket, Prefix=self.prefix + start
             )
-            found = [entry["Key"] for page in pages for entry in page.get("Contents", [])]
-        return sorted(key.removeprefix(self.prefix) for key in found)
+            found = [entry for page in pages for entry in page.get("Contents", [])]
+        return [{**entry, "Key": entry["Key"].removeprefix(self.prefix)} for entry in found]
 
     def upload(self, path: Path, key: str) -> None:
         """Put a file of any size."""
