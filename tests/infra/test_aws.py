@@ -14,7 +14,7 @@ from botocore.stub import Stubber
 
 TEMPLATE = Path(__file__).parents[2] / "infra" / "aws" / "assay.yaml"
 KNOWS_NO_RESOURCE = {"ecr:GetAuthorizationToken", "cloudwatch:PutMetricData"}
-JOB_ROLES = ("DataRole", "TrainRole", "RegisterRole")
+JOB_ROLES = ("ProcessingRole", "TrainingRole", "RegisterRole")
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_a_role_is_passed_to_one_named_service_only(resources: dict[str, Any]) -
     passing = [
         (name, statement) for name, statement in identity_statements(resources) if "iam:PassRole" in statement["Action"]
     ]
-    assert len(passing) == 3
+    assert len(passing) == 2
     for name, statement in passing:
         assert statement["Action"] == "iam:PassRole", name
         assert list(statement["Condition"]["StringEquals"]) == ["iam:PassedToService"]
@@ -103,7 +103,7 @@ def test_a_role_is_passed_to_one_named_service_only(resources: dict[str, Any]) -
 
 def test_only_a_service_of_this_account_or_one_workflow_takes_a_role(resources: dict[str, Any]) -> None:
     roles = {name: each["Properties"] for name, each in resources.items() if each["Type"] == "AWS::IAM::Role"}
-    assert len(roles) == 7
+    assert len(roles) == 6
     for name, role in roles.items():
         (statement,) = role["AssumeRolePolicyDocument"]["Statement"]
         if name == "ArrivalRole":  # Lambda sends no account
@@ -123,7 +123,7 @@ def test_only_a_service_of_this_account_or_one_workflow_takes_a_role(resources: 
 def test_what_trains_cannot_register_and_what_decides_cannot_promote(resources: dict[str, Any]) -> None:
     writes = {role: json.dumps(allowed(resources, role)["s3:PutObject"]) for role in JOB_ROLES}
     assert {role for role, places in writes.items() if "/registry/" in places} == {"RegisterRole"}
-    assert "/registry/" not in json.dumps(allowed(resources, "TrainRole"))
+    assert "/registry/" not in json.dumps(allowed(resources, "TrainingRole"))
     assert "registry/triggers/" in json.dumps(allowed(resources, "GitHubRole")["s3:PutObject"])
     assert "registry/ledger/" not in json.dumps(allowed(resources, "GitHubRole"))
     for role in (*JOB_ROLES, "PipelineRole", "GitHubRole"):

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from assay.pipelines.triggers.commands import triggers
+from assay.pipelines.commands.trigger import app
 
 WORKFLOW = Path(__file__).parents[2] / "infra" / "ci" / "retrain.yaml"
 
@@ -67,7 +67,7 @@ def test_every_action_is_pinned_by_sha(jobs: dict[str, Any]) -> None:
 
 def test_it_calls_options_that_exist(jobs: dict[str, Any]) -> None:
     (call,) = [step["run"] for step in jobs["retrain"]["steps"] if "assay trigger ci" in step.get("run", "")]
-    known = CliRunner().invoke(triggers, ["ci", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}).output
+    known = CliRunner().invoke(app, ["ci", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}).output
     options = re.findall(r"--[a-z-]+", call)
     assert len(options) == 6
     assert all(option in known for option in options)

@@ -11,27 +11,20 @@ from typing import Annotated, Literal
 import typer
 
 from assay.components.contracts.errors import AssayError, RecipeError
-from assay.components.contracts.recipe import Recipe
 from assay.components.shared.ledger import Entry
 
-from ..library import find_recipe
-from . import arrivals, ci, cron, once, registry_events
-from .launch import Job, launch
-from .once import Trigger
+from ..triggers import arrivals, ci, cron, once, registry_events
+from ..triggers.launch import Job, launch
+from ..triggers.once import Trigger
+from .options import HOME, Data, Deploy, Engine, Home, ModelName, Profile, RecipeName, load, use
 
-triggers = typer.Typer(help="Start runs by schedule, new data or CI, once each; tell others.", no_args_is_help=True)
+app = typer.Typer(help="Start runs by schedule, new data or CI, once each; tell others.", no_args_is_help=True)
 
-RecipeName = Annotated[str, typer.Argument(help="A recipe's name, or the path of a YAML file.")]
-Engine = Annotated[str, typer.Option(help="local, kubeflow or sagemaker.")]
-Deploy = Annotated[Path | None, typer.Option(help="The engine's deploy profile (YAML).")]
-Profile = Annotated[str, typer.Option(help="An overlay of the recipe, for example gpu.")]
 Wait = Annotated[bool, typer.Option(help="Wait for the end of a run on a distributed engine.")]
 Every = Annotated[float, typer.Option(min=0, help="Look again after so many seconds; 0 looks once.")]
-Home = Annotated[Path, typer.Option(envvar="ASSAY_HOME", help="Folder of runs, caches and the registry.")]
-HOME = Path(".assay")
 
 
-@triggers.command("cron")
+@app.command("cron")
 def cron_(
     due: Annotated[bool, typer.Option("--due", help="Run what is due now, and stop.")] = False,
     print_: Annotated[
@@ -40,7 +33,7 @@ def cron_(
     home: Home = HOME,
 ) -> None:
     """Run this folder's schedules in the foreground (`assay schedule` notes them)."""
-    _use(home)
+    use(home)
     if print_:
         typer.echo(cron.printed(print_))
     elif due:
@@ -49,7 +42,7 @@ def cron_(
         cron.run_scheduler(_fire)
 
 
-@triggers.command()
+@app.command()
 def watch(
     recipe: RecipeName,
     source: Annotated[str, typer.Argument(help="A folder or s3://bucket/prefix; batches end with a marker file.")],
@@ -61,8 +54,8 @@ def watch(
     home: Home = HOME,
 ) -> None:
     """Run a recipe on every batch of new rows that is complete (_MANIFEST.json or _SUCCESS), once each."""
-    _use(home)
-    loaded = _load(recipe, profile)
+    use(home)
+    loaded = load(recipe, profile)
 
     def look() -> None:
         for batch in arrivals.batches(source):
@@ -72,11 +65,11 @@ def watch(
     _again(look, every)
 
 
-@triggers.command("ci")
+@app.command("ci")
 def ci_(
     recipe: RecipeName,
     identity: Annotated[str, typer.Option("--id", help="Names the trigger; GITHUB_SHA when left out.")] = "",
-    data: Annotated[str, typer.Option(help="URI of your rows.")] = "",
+    data: Data = "",
     engine: Engine = "local",
     deploy: Deploy = None,
     profile: Profile = "",
@@ -86,8 +79,8 @@ def ci_(
     home: Home = HOME,
 ) -> None:
     """Run a recipe from CI: exits with the decision (0 promote, 1 hold, 3 inconclusive, 2 the input's fault)."""
-    _use(home)
-    job = Job(_load(recipe, profile), engine, _absolute(data), deploy, wait)
+    use(home)
+    job = Job(load(recipe, profile), engine, _absolute(data), deploy, wait)
     trigger = Trigger.of("ci", ci.identity(identity), job)
     record, _ = once.once(trigger, lambda: launch(job, trigger.id, lambda event: None))
     told = ci.result(record)
@@ -96,9 +89,9 @@ def ci_(
     raise typer.Exit(ci.exit_code(told))
 
 
-@triggers.command("registry")
+@app.command("registry")
 def registry_(
-    name: Annotated[str, typer.Argument(help="A registered model's name.")],
+    name: ModelName,
     command: Annotated[str, typer.Option("--run", help="A command that reads the event as JSON.")] = "",
     webhook: Annotated[
         str, typer.Option(envvar="ASSAY_WEBHOOK_URL", help="An https:// address; ASSAY_WEBHOOK_SECRET signs.")
@@ -107,7 +100,7 @@ def registry_(
     home: Home = HOME,
 ) -> None:
     """Tell a command or a webhook of every promotion and rollback, in order, at least once."""
-    _use(home)
+    use(home)
     receiver = _receiver(command, webhook)
 
     def told(entry: Entry) -> None:
@@ -116,13 +109,13 @@ def registry_(
     _again(lambda: registry_events.deliver(name, receiver, told), every)
 
 
-@triggers.command("list")
+@app.command("list")
 def list_(home: Home = HOME) -> None:
     """List what was triggered, newest first, and the run that came of it."""
     from rich.console import Console
     from rich.table import Table
 
-    _use(home)
+    use(home)
     table = Table("time", "kind", "what", "recipe", "engine", "state", "run", box=None)
     for record in once.records():
         claim, outcome = record.claim, record.outcome
@@ -165,13 +158,5 @@ def _again(look: Callable[[], object], every: float) -> None:
         time.sleep(every)
 
 
-def _load(recipe: str, profile: str) -> Recipe:
-    return Recipe.load(find_recipe(recipe), profile)
-
-
 def _absolute(data: str) -> str:
     return data if not data or "://" in data else str(Path(data).absolute())
-
-
-def _use(home: Path) -> None:
-    os.environ["ASSAY_HOME"] = str(home.absolute())

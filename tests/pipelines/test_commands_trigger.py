@@ -18,9 +18,9 @@ from assay.components.contracts.errors import AssayError
 from assay.components.contracts.recipe import Recipe
 from assay.components.shared import ledger
 from assay.components.shared.ledger import Draft
+from assay.pipelines.commands.trigger import app
 from assay.pipelines.engines.local import store
 from assay.pipelines.triggers import cron, launch
-from assay.pipelines.triggers.commands import triggers
 
 ROWS = '{"prompt": "red lamp", "answer": "stop"}\n'
 
@@ -48,7 +48,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
 
 @pytest.fixture
 def call(bench: Bench) -> Callable[..., Result]:
-    return lambda *arguments: CliRunner().invoke(triggers, list(arguments))
+    return lambda *arguments: CliRunner().invoke(app, list(arguments))
 
 
 def deliver(folder: Path) -> Path:
@@ -112,7 +112,6 @@ def test_registry_events_reach_a_command(call, bench: Bench, tmp_path: Path) -> 
         (("registry", "lamps", "--run", "true", "--webhook", "https://example.com"), "who is to be told"),
         (("watch", "no-such-recipe", "in"), "no recipe"),
         (("watch", "medication-directions", "no-such-folder", "--every", "0"), "no such folder"),
-        (("ci", "medication-directions", "--id", "a", "--engine", "airflow"), "no engine"),
     ],
 )
 def test_what_is_wrong_is_told(call, arguments: tuple[str, ...], words: str) -> None:
