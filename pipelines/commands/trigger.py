@@ -4,7 +4,7 @@ import json
 import os
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,6 +21,9 @@ from .options import HOME, Data, Deploy, Engine, Home, ModelName, Profile, Recip
 app = typer.Typer(help="Start runs by schedule, new data or CI, once each; tell others.", no_args_is_help=True)
 
 Wait = Annotated[bool, typer.Option(help="Wait for the end of a run on a distributed engine.")]
+RETRY = timedelta(minutes=5)
+"""Between two launches that a scheduler or a watcher tries and an engine refuses."""
+
 Every = Annotated[float, typer.Option(min=0, help="Look again after so many seconds; 0 looks once.")]
 
 
@@ -82,7 +85,7 @@ def ci_(
     use(home)
     job = Job(load(recipe, profile), engine, _absolute(data), deploy, wait)
     trigger = Trigger.of("ci", ci.identity(identity), job)
-    record, _ = once.once(trigger, lambda: launch(job, trigger.id, lambda event: None))
+    record, _ = once.once(trigger, lambda: launch(job, trigger.id, lambda event: None), wait=wait)
     told = ci.result(record)
     ci.write(told, result, comment)
     typer.echo(json.dumps({key: value for key, value in told.items() if key != "record"}))
@@ -133,9 +136,13 @@ def _receiver(command: str, webhook: str) -> registry_events.Command | registry_
 
 
 def _fire(trigger: Trigger, job: Job) -> None:
-    """Run a trigger's job once, and say so; what the engine refuses is told and tried again at the next look."""
+    """Run a trigger's job once, and say so; what the engine refuses is told, and tried again after a pause."""
     try:
-        record, now = once.once(trigger, lambda: launch(job, trigger.id, lambda event: None))
+        record, now = once.once(
+            trigger, lambda: launch(job, trigger.id, lambda event: None), wait=job.wait, pause=RETRY
+        )
+    except once.Busy:
+        return
     except AssayError as error:
         typer.echo(f"assay: {trigger.recipe}: {error}", err=True)
         return

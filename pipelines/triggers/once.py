@@ -28,12 +28,16 @@ from ..engines.outcome import Outcome
 from .launch import Job
 
 Kind = Literal["schedule", "data", "ci"]
-ENDED = ("SUBMITTED", "SUCCEEDED", "FAILED")
+ENDED = ("SUCCEEDED", "FAILED")
 """States after which the same trigger starts nothing; a cancelled run is gone on with."""
 PATIENCE = {"local": timedelta(days=1)}
 """When a claim from another machine, whose process cannot be asked, is taken for dead: by engine."""
 SUBMITTING = timedelta(minutes=15)
 """The same where a claim is about a submission: the service runs on, and a second one joins its run."""
+
+
+class Busy(RunError):
+    """Somebody else runs the trigger, or it failed to launch a moment ago: there is nothing to do but to wait."""
 
 
 class Part(BaseModel):
@@ -126,26 +130,29 @@ class Record:
         return self.end.outcome.state if self.end.outcome else "ERROR"
 
 
-def once(trigger: Trigger, launch: Callable[[], Outcome]) -> tuple[Record, bool]:
+def once(
+    trigger: Trigger, launch: Callable[[], Outcome], *, wait: bool = True, pause: timedelta = timedelta()
+) -> tuple[Record, bool]:
     """Launch a trigger's run unless it was launched before; return its record, and whether it was launched now.
 
     Args:
         trigger: What happened.
         launch: Starts the run, or goes on with the one that a dead process started.
+        wait: Whether to follow a run to its end that was only submitted before.
+        pause: How long not to try again after a launch that failed.
 
     Raises:
         AssayError: What `launch` raised; the next call tries again.
-        RunError: Somebody else runs it just now.
+        Busy: Somebody else runs it just now, or the pause is not over.
     """
     storage = open_storage(registry_address())
     before = find(storage, trigger.id)
-    if before and before.state in ENDED:
+    if before and (before.state in ENDED or (before.state == "SUBMITTED" and not wait)):
         return before, False
-    if before and before.state == "RUNNING":
-        raise _is_running(before)
+    _refuse_busy(before, pause)
     claim = _claim(storage, trigger, before.claim.number + 1 if before else 1)
     if claim is None:  # somebody else was faster: see how far it is
-        return once(trigger, launch)
+        return once(trigger, launch, wait=wait, pause=pause)
     try:
         outcome = launch()
     except AssayError as error:
@@ -193,10 +200,15 @@ def _end(storage: Storage, claim: Claim, end: End) -> End:
     return end
 
 
-def _is_running(record: Record) -> RunError:
-    claim = record.claim
-    return RunError(
-        "this trigger's run is under way",
-        where=f"{claim.host}, process {claim.pid}, since {claim.time:%Y-%m-%d %H:%M} UTC",
-        fix="wait for it; if that machine is gone, the trigger is free again a day later (15 min for a submission)",
-    )
+def _refuse_busy(record: Record | None, pause: timedelta) -> None:
+    if record is None:
+        return
+    claim, end = record.claim, record.end
+    if record.state == "RUNNING":
+        raise Busy(
+            "this trigger's run is under way",
+            where=f"{claim.host}, process {claim.pid}, since {claim.time:%Y-%m-%d %H:%M} UTC",
+            fix="wait for it; if that machine is gone, the trigger is free a day later (15 minutes for a submission)",
+        )
+    if end and end.error and datetime.now(UTC) - end.time < pause:
+        raise Busy(f"the last launch failed: {end.error}", where=claim.host, fix="it is tried again by itself")

@@ -29,6 +29,7 @@ from fixtures.shelf import Shelf
 
 RECIPE = Recipe(name="lamps")
 DONE = Outcome(engine="kubeflow", run="run-1", state="SUBMITTED")
+ENDED = Outcome(engine="kubeflow", run="run-1", state="SUCCEEDED", decision="hold")
 
 
 def trigger(what: str = "commit 1", **job: object) -> Trigger:
@@ -46,13 +47,20 @@ def test_the_second_time_nothing_is_launched(shelf: Shelf) -> None:
         launched.append(1)
         return DONE
 
-    first, now = once.once(trigger(), start)
-    again, then = once.once(trigger(), start)
+    first, now = once.once(trigger(), start, wait=False)
+    again, then = once.once(trigger(), start, wait=False)
     assert (now, then, len(launched)) == (True, False, 1)
     assert again == first
     assert again.outcome == DONE
     assert claims(shelf) == ["0001.claim.json", "0001.end.json"]
     assert [record.state for record in once.records()] == ["SUBMITTED"]
+
+
+def test_who_waits_follows_a_run_that_was_only_submitted(shelf: Shelf) -> None:
+    once.once(trigger(), lambda: DONE, wait=False)
+    record, now = once.once(trigger(), lambda: ENDED)  # the engine joins the run by its trigger
+    assert (now, record.outcome) == (True, ENDED)
+    assert once.once(trigger(), lambda: DONE) == (record, False)
 
 
 def test_of_many_at_once_one_launches_and_the_others_are_told(shelf: Shelf) -> None:
@@ -65,7 +73,7 @@ def test_of_many_at_once_one_launches_and_the_others_are_told(shelf: Shelf) -> N
 
     def fire(number: int) -> str:
         try:
-            return str(once.once(trigger(), start)[1])
+            return str(once.once(trigger(), start, wait=False)[1])
         except RunError as error:
             return error.what
 
@@ -102,6 +110,18 @@ def test_a_launch_that_was_refused_is_tried_again(shelf: Shelf) -> None:
     assert (record.state, record.end.error.splitlines()[0]) == ("ERROR", "no cluster answers")
     assert once.once(trigger(), lambda: DONE)[1]
     assert claims(shelf) == ["0001.claim.json", "0001.end.json", "0002.claim.json", "0002.end.json"]
+
+
+def test_a_watcher_pauses_after_a_refusal_and_a_person_does_not(shelf: Shelf) -> None:
+    def refuse() -> Outcome:
+        raise RunError("no cluster answers")
+
+    with pytest.raises(RunError, match="no cluster"):
+        once.once(trigger(), refuse, pause=timedelta(minutes=5))
+    with pytest.raises(once.Busy, match="the last launch failed: no cluster"):
+        once.once(trigger(), refuse, pause=timedelta(minutes=5))
+    assert len(claims(shelf)) == 2
+    assert once.once(trigger(), lambda: ENDED)[1]
 
 
 def claimed(shelf: Shelf, **changes: object) -> Trigger:
