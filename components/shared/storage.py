@@ -181,7 +181,7 @@ class S3Storage:
                 sink(piece)
 
     def _place(self, key: str) -> str:
-        return f"{self.address}/{key}" if key else self.address
+        return f"{self.address}/{key}".rstrip("/")
 
     @contextmanager
     def _calling(self, key: str) -> Iterator[None]:
