@@ -11,8 +11,9 @@ import typer
 
 from assay.components.contracts.errors import AssayError
 
-from .commands import engines, models, recipes, runs
+from .commands import engines, models, recipes, runs, trigger
 from .commands.options import RECIPES as RECIPES
+from .images import commands as images
 
 app = typer.Typer(
     help="Post-training as a pipeline: a model is promoted only on evidence.",
@@ -32,6 +33,8 @@ app.command()(models.champion)
 app.command()(models.history)
 app.command()(models.rollback)
 app.add_typer(recipes.app, name="recipe")
+app.add_typer(images.app, name="images")
+app.add_typer(trigger.app, name="trigger")
 
 
 def main() -> None:

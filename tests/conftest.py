@@ -1,6 +1,8 @@
 """Models that many tests share. The real one is converted once per checkout, not once per run."""
 
 import os
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,3 +65,36 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) ->
     save_model(LlamaForCausalLM(config), tiny_tokenizer, folder)
     seal(folder, "model", metadata={"reference": "tiny"})
     return folder
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """The address of an S3 that listens on this machine."""
+    from fixtures import s3
+
+    with s3.serving() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def s3_bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of an empty bucket on it, with boto3 pointed there."""
+    from fixtures import s3
+
+    s3.use(monkeypatch, s3_endpoint)
+    name = f"assay-{uuid.uuid4().hex[:12]}"
+    s3.make_bucket(name)
+    return name
+
+
+@pytest.fixture(params=["folder", "s3"])
+def shelf(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The registry's storage, of both kinds."""
+    from fixtures.shelf import Shelf
+
+    folder = str(tmp_path / "registry")
+    address = folder if request.param == "folder" else f"s3://{request.getfixturevalue('s3_bucket')}/team/registry"
+    monkeypatch.setenv("ASSAY_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("ASSAY_REGISTRY", address)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return Shelf(address)

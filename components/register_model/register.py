@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlparse
 
 from assay.components.contracts.artifacts import Manifest, digest_of, link_tree, read_manifest, write_atomically
 from assay.components.contracts.recipe import Recipe
-from assay.components.shared import ledger, registry, tracking
+from assay.components.shared import registry, tracking
 
 from .card import model_card
 
@@ -90,14 +90,12 @@ def register(name: str, evidence: Evidence) -> int:
     """
     content, decision = evidence.candidate.content, evidence.decision_digest
     kept = registry.keep_model(evidence.folder)
-    with ledger.registering(name):
-        known = registry.registered(name, content=content)
-        if known is not None:
-            return registry.register(name, known.version, content, decision).version
-        version = _mlflow_version(name, evidence, kept)
-        registry.register(name, version, content, decision)
+    known = registry.registered(name, content=content)
+    if known is not None:
+        return registry.register(name, known.version, content, decision).version
+    entry = registry.register(name, _mlflow_version(name, evidence, kept), content, decision)
     registry.sync_alias(name)
-    return version
+    return entry.version
 
 
 def metrics_of(decision: dict[str, Any]) -> dict[str, float]:

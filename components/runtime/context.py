@@ -5,7 +5,7 @@ Every engine sets the same variables; a step that runs without them (in a test) 
 * `ASSAY_HOME`      folder of caches shared between runs (default `.assay`)
 * `ASSAY_WORK`      folder of this task that survives a kill: checkpoints go here (or `ASSAY_WORK_ROOT`, see `work.py`)
 * `ASSAY_PROGRESS`  file to which `progress` appends JSON lines
-* `ASSAY_REGISTRY`  folder of the promotion ledger (default `$ASSAY_HOME/registry`)
+* `ASSAY_REGISTRY`  folder or `s3://bucket/prefix` of the promotion ledger (default `$ASSAY_HOME/registry`)
 * `ASSAY_CPUS`      cores this task may use
 * `MLFLOW_TRACKING_URI`, `MLFLOW_RUN_ID`, `MLFLOW_EXPERIMENT_ID` as Kubeflow Pipelines injects them
 """
@@ -44,9 +44,10 @@ def work_folder() -> Path:
     return folder
 
 
-def registry_folder() -> Path:
-    """Return the folder of the promotion ledger and of the default MLflow store."""
-    return Path(os.environ.get("ASSAY_REGISTRY") or home() / "registry").absolute()
+def registry_address() -> str:
+    """Return where the promotion ledger lies: the absolute path of a folder, or `s3://bucket/prefix`."""
+    given = os.environ.get("ASSAY_REGISTRY", "")
+    return given if given.startswith("s3://") else str(Path(given or home() / "registry").absolute())
 
 
 def cpus() -> int:

@@ -1,20 +1,20 @@
 """The registry: which version of a model is champion, since when, on what evidence, and where its bytes lie.
 
-    $ASSAY_REGISTRY/
-      ledger/NAME.jsonl                the promotion ledger; the truth
+    $ASSAY_REGISTRY/                   a folder, or s3://bucket/prefix
+      ledger/NAME/                     the promotion ledger; the truth
       models/CONTENT/                  a model's files with their manifest, by content digest; read-only, never a cache
       decisions/SHA256.json            the decision records that the ledger names
       deployments/NAME/VERSION.json    how a version was checked before it was deployed
-      mlflow.db, artifacts/            the embedded MLflow store, unless MLFLOW_TRACKING_URI names a server
+      triggers/                        what was triggered, and the run that came of it
+      mlflow.db, artifacts/            the embedded MLflow store of a folder, unless MLFLOW_TRACKING_URI names a server
 
 MLflow's aliases are a view of the ledger: they keep no history and anyone may move them, so nothing here reads one to
 decide. Only `sync_alias` imports MLflow (two seconds); every question about the champion is answered without it.
 """
 
+import hashlib
 import json
 import logging
-import shutil
-import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,11 +22,15 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from ..contracts.artifacts import MANIFEST, Manifest, read_manifest, sha256_file, write_atomically
-from ..contracts.errors import DataError, RegistryError
-from ..runtime.context import registry_folder
+from ..contracts.artifacts import read_manifest
+from ..contracts.errors import RegistryError
+from ..runtime.context import registry_address
 from . import ledger
-from .ledger import Entry
+from .ledger import Draft, Entry
+from .storage import open_storage
+from .vault import keep_model as keep_model  # the registry's face: callers ask it, not the vault
+from .vault import model_folder as model_folder
+from .vault import read_model as read_model
 
 DECISION = "decision.json"
 REACHES_CHAMPION = ("promoted", "rolled_back")
@@ -106,8 +110,8 @@ def predecessor(name: str, version: int) -> Entry | None:
 
 def deployment(name: str, version: int) -> Deployment | None:
     """Return the record of a version's last successful deployment, or None."""
-    path = _deployment_path(name, version)
-    return Deployment.model_validate_json(path.read_bytes()) if path.is_file() else None
+    data = open_storage(registry_address()).read(_deployment_key(name, version))
+    return Deployment.model_validate_json(data) if data is not None else None
 
 
 def read_decision(digest: str) -> dict[str, Any]:
@@ -116,34 +120,14 @@ def read_decision(digest: str) -> dict[str, Any]:
     Raises:
         RegistryError: It is missing, or not the one that was recorded.
     """
-    path = _decision_path(digest)
-    if not path.is_file() or sha256_file(path) != digest:
-        state = "was altered" if path.is_file() else "is missing"
-        raise RegistryError(f"the decision record {state}", where=str(path), fix="restore it from a backup")
-    decision: dict[str, Any] = json.loads(path.read_bytes())
+    storage = open_storage(registry_address())
+    data = storage.read(_decision_key(digest))
+    if data is None or hashlib.sha256(data).hexdigest() != digest:
+        state = "is missing" if data is None else "was altered"
+        where = f"{storage.address}/{_decision_key(digest)}"
+        raise RegistryError(f"the decision record {state}", where=where, fix="restore it from a backup")
+    decision: dict[str, Any] = json.loads(data)
     return decision
-
-
-def model_folder(content: str) -> Path:
-    """Return where the registry keeps the model with this content digest."""
-    return registry_folder() / "models" / content
-
-
-def read_model(content: str) -> Manifest:
-    """Return the manifest of a kept model after hashing every file.
-
-    Raises:
-        RegistryError: The files are missing, or not the ones that were registered.
-    """
-    folder = model_folder(content)
-    fix = f"remove {folder} and run the recipe again: the registry then takes a new copy of the same bytes"
-    try:
-        manifest = read_manifest(folder, "model")
-    except DataError as error:
-        raise RegistryError(f"the registered model was altered: {error.what}", where=error.where, fix=fix) from error
-    if manifest.content != content:
-        raise RegistryError("the registered model is another one than its digest says", where=str(folder), fix=fix)
-    return manifest
 
 
 # --- events ---------------------------------------------------------------------------------------------------------
@@ -170,44 +154,14 @@ def keep_decision(folder: str | Path) -> str:
         DataError: The artifact is not a decision, or was altered.
     """
     digest = read_manifest(folder, "decision").files[DECISION].sha256
-    if not _decision_path(digest).is_file():
-        write_atomically(_decision_path(digest), (Path(folder) / DECISION).read_bytes())
+    open_storage(registry_address()).create(_decision_key(digest), (Path(folder) / DECISION).read_bytes())
     return digest
 
 
-def keep_model(folder: str | Path) -> Path:
-    """Keep a copy of a model's files, and return where it lies; does nothing when the registry has them.
-
-    The copy shares no bytes with the caches of runs: what happens to those does not touch a champion.
-
-    Raises:
-        DataError: The folder is not a sealed model, or was altered.
-    """
-    target = model_folder(read_manifest(folder, "model", verify=False).content)
-    if target.is_dir():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(dir=target.parent, prefix=".part-"))
-    try:
-        manifest = read_manifest(folder, "model", verify=False)
-        for name in (*manifest.files, MANIFEST):
-            (part / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(Path(folder) / name, part / name)
-        read_manifest(part, "model")
-        for path in part.rglob("*"):
-            path.chmod(0o755 if path.is_dir() else 0o444)
-        part.chmod(0o755)
-        part.rename(target)
-    except OSError:
-        if not target.is_dir():  # another process may have kept the same bytes meanwhile
-            raise
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return target
-
-
 def register(name: str, version: int, content: str, decision: str) -> Entry:
-    """Record that `version` of the MLflow registry holds this content, on the strength of a decision.
+    """Record that a version of the MLflow registry holds this content, on the strength of a decision.
+
+    Of two runs that register the same bytes at once the first keeps its version, and the second is given that one.
 
     Args:
         name: The registered model.
@@ -220,19 +174,21 @@ def register(name: str, version: int, content: str, decision: str) -> Entry:
     """
     evidence = read_decision(decision)
     require_promotion(evidence, content)
-    with ledger.writing(name) as book:
-        same = _registered(book.entries, version, None)
+
+    def rule(entries: Sequence[Entry]) -> Draft | Entry:
+        same = _registered(entries, None, content) or _registered(entries, version, None)
         if same and same.content != content:
             raise RegistryError(
                 f"version {version} of {name!r} is another model in the ledger",
-                where=str(ledger.ledger_path(name)),
+                where=f"{registry_address()}/{ledger.folder(name)}",
                 fix="the MLflow registry was reset: point MLFLOW_TRACKING_URI at the one this ledger belongs to",
             )
         if same and same.decision == decision:
             return same
-        return book.append(
-            "registered", version=version, content=content, decision=decision, reason=evidence.get("reason", "")
-        )
+        number = same.version if same else version
+        return Draft("registered", number, content, decision, reason=evidence.get("reason", ""))
+
+    return ledger.append(name, rule)
 
 
 def hold(name: str, content: str, decision: str) -> Entry:
@@ -245,12 +201,14 @@ def hold(name: str, content: str, decision: str) -> Entry:
     if evidence.get("decision") not in ("hold", "inconclusive"):
         raise RegistryError(f"the gate decided {evidence.get('decision')!r}; that is not an attempt to hold")
     _require_candidate(evidence, content)
-    with ledger.writing(name) as book:
-        for entry in book.entries:
+
+    def rule(entries: Sequence[Entry]) -> Draft | Entry:
+        for entry in entries:
             if (entry.event, entry.content, entry.decision) == ("held", content, decision):
                 return entry
-        reason = f"{evidence['decision']}: {evidence.get('reason', '')}"
-        return book.append("held", version=0, content=content, decision=decision, reason=reason)
+        return Draft("held", 0, content, decision, reason=f"{evidence['decision']}: {evidence.get('reason', '')}")
+
+    return ledger.append(name, rule)
 
 
 def promote(name: str, version: int) -> Entry:
@@ -263,19 +221,16 @@ def promote(name: str, version: int) -> Entry:
         RegistryError: No such registration, no such decision, altered bytes, another champion meanwhile, or the
             version was rolled back.
     """
-    with ledger.writing(name) as book:
-        current = _champion(book.entries)
+
+    def rule(entries: Sequence[Entry]) -> Draft | Entry:
+        current = _champion(entries)
         if current and current.version == version:
             return current
-        entry = _promotable(name, book.entries, version)
-        return book.append(
-            "promoted",
-            version=version,
-            content=entry.content,
-            decision=entry.decision,
-            replaces=current.version if current else 0,
-            reason=entry.reason,
-        )
+        entry = _promotable(name, entries, version)
+        replaces = current.version if current else 0
+        return Draft("promoted", version, entry.content, entry.decision, entry.reason, replaces)
+
+    return ledger.append(name, rule)
 
 
 def check_promotion(name: str, version: int) -> Entry:
@@ -302,20 +257,18 @@ def rollback(name: str, reason: str, to: int | None = None) -> Entry:
     """
     if not reason.strip():
         raise RegistryError("a rollback needs a reason", fix="say why: --reason '…'")
-    with ledger.writing(name) as book:
-        current = _champion(book.entries)
+
+    def rule(entries: Sequence[Entry]) -> Draft:
+        current = _champion(entries)
         if current is None:
             raise RegistryError(f"{name!r} has no champion, so there is nothing to roll back")
-        target = _rollback_target(name, book.entries, current, to)
+        target = _rollback_target(name, entries, current, to)
         read_model(target.content)
-        entry = book.append(
-            "rolled_back",
-            version=target.version,
-            content=target.content,
-            decision=target.decision,
-            replaces=current.version,
-            reason=reason.strip(),
+        return Draft(
+            "rolled_back", target.version, target.content, target.decision, reason.strip(), replaces=current.version
         )
+
+    entry = ledger.append(name, rule)
     try:
         sync_alias(name)
     except Exception as error:  # the ledger has moved and is the truth; a view that is down must not undo a rollback
@@ -325,7 +278,8 @@ def rollback(name: str, reason: str, to: int | None = None) -> Entry:
 
 def record_deployment(record: Deployment) -> None:
     """Write down that a version passed its check and is deployed."""
-    write_atomically(_deployment_path(record.name, record.version), record.model_dump_json(indent=1) + "\n")
+    data = record.model_dump_json(indent=1) + "\n"
+    open_storage(registry_address()).write(_deployment_key(record.name, record.version), data.encode())
 
 
 def sync_alias(name: str) -> dict[str, tuple[int, int]]:
@@ -431,9 +385,9 @@ def _require_not_rolled_back(entries: Sequence[Entry], version: int) -> None:
             )
 
 
-def _decision_path(digest: str) -> Path:
-    return registry_folder() / "decisions" / f"{digest}.json"
+def _decision_key(digest: str) -> str:
+    return f"decisions/{digest}.json"
 
 
-def _deployment_path(name: str, version: int) -> Path:
-    return registry_folder() / "deployments" / name / f"{version}.json"
+def _deployment_key(name: str, version: int) -> str:
+    return f"deployments/{name}/{version}.json"

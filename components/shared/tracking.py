@@ -8,12 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from ..contracts.errors import RegistryError
-from ..runtime.context import registry_folder
+from ..runtime.context import registry_address
 
 
 def tracking_uri() -> str:
-    """Return the tracking server's address, or that of the embedded store below the registry's folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or _embedded()
+    """Return the tracking server's address, or that of the embedded store below the registry's folder.
+
+    Raises:
+        RegistryError: There is no server, and the registry is not a folder.
+    """
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    if not given and registry_address().startswith("s3://"):
+        raise RegistryError(
+            "a registry on S3 has no embedded MLflow store",
+            where=registry_address(),
+            fix="set MLFLOW_TRACKING_URI to the team's tracking server",
+        )
+    return given or _embedded()
 
 
 @contextmanager
@@ -53,7 +64,7 @@ def experiment(client: Any, name: str) -> str:
     if known:
         return str(known.experiment_id)
     ours = tracking_uri() == _embedded()
-    folder = (registry_folder() / "artifacts" / name).as_uri() if ours else None
+    folder = Path(registry_address(), "artifacts", name).as_uri() if ours else None
     return str(client.create_experiment(name, artifact_location=folder))
 
 
@@ -103,7 +114,7 @@ def set_aliases(name: str, wanted: dict[str, int]) -> dict[str, tuple[int, int]]
 
 
 def _embedded() -> str:
-    return f"sqlite:///{registry_folder() / 'mlflow.db'}"
+    return f"sqlite:///{registry_address()}/mlflow.db"
 
 
 def _prepare(path: Path) -> None:

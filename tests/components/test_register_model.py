@@ -208,6 +208,40 @@ def test_a_reset_mlflow_store_is_told(tmp_path: Path, monkeypatch: pytest.Monkey
         registry.sync_alias("reset")
 
 
+def test_a_registry_on_s3_beside_a_tracking_store_of_the_team(
+    tmp_path: Path, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ASSAY_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("ASSAY_REGISTRY", f"s3://{s3_bucket}/registry")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/team.db")
+    with tracking.connected() as team:
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", team.create_experiment("s3", (tmp_path / "artifacts").as_uri()))
+    attempt = Attempt(tmp_path / "one", "weights")
+    assert attempt.register("s3") == attempt.register("s3") == 1
+    assert registry.promote("s3", 1).version == 1
+    registry.sync_alias("s3")
+    assert aliases("s3") == {"champion": 1}
+    monkeypatch.setenv("ASSAY_HOME", str(tmp_path / "another machine"))
+    assert (registry.model_folder(attempt.content) / "model.safetensors").read_text() == "weights"
+    assert registry.verify("s3") == 2
+
+
+def test_two_runs_that_register_the_same_bytes_at_once_get_one_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = Attempt(tmp_path / "one", "weights"), Attempt(tmp_path / "two", "weights")
+    make = register._mlflow_version
+
+    def overtaken(*arguments: Any) -> int:
+        monkeypatch.setattr(register, "_mlflow_version", make)
+        assert first.register("race") == 1
+        return 2  # as if MLflow had given this run a number of its own
+
+    monkeypatch.setattr(register, "_mlflow_version", overtaken)
+    assert second.register("race") == 1
+    assert [entry.version for entry in registry.history("race")] == [1]
+
+
 def test_metrics_and_params_are_what_mlflow_takes() -> None:
     assert metrics_of({"arms": {"a": {"m": {"mean": 1, "low": float("nan"), "high": None, "n": 3}}}}) == {"a/m": 1.0}
     flat = flatten({"a": {"b": 1, "c": None}, "d": ["x"], "e": "text"}, "recipe")

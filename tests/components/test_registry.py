@@ -6,17 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from assay.components.contracts.artifacts import MANIFEST, digest_of, read_manifest, seal
+from assay.components.contracts.artifacts import MANIFEST, seal
 from assay.components.contracts.errors import RegistryError
 from assay.components.shared import ledger, registry
+from fixtures.shelf import Shelf
 
 NAME = "directions"
 
 
-@pytest.fixture(autouse=True)
-def _registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ASSAY_REGISTRY", str(tmp_path / "registry"))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+pytestmark = pytest.mark.usefixtures("shelf")  # every test runs on a folder and on S3
 
 
 def model(folder: Path, words: str) -> str:
@@ -51,13 +49,13 @@ def three_champions(tmp_path: Path) -> list[str]:
     return contents
 
 
-# --- the ledger's file ------------------------------------------------------------------------------------------------
+# --- the ledger -------------------------------------------------------------------------------------------------------
 
 
-def test_there_is_no_champion_before_the_first_promotion_and_asking_writes_nothing(tmp_path: Path) -> None:
+def test_there_is_no_champion_before_the_first_promotion_and_asking_writes_nothing(shelf: Shelf) -> None:
     assert registry.champion(NAME) is None
     assert registry.history(NAME) == []
-    assert not (tmp_path / "registry").exists()
+    assert shelf.keys() == []
 
 
 def test_entries_are_chained_and_tell_who_when_and_why(tmp_path: Path) -> None:
@@ -72,21 +70,30 @@ def test_entries_are_chained_and_tell_who_when_and_why(tmp_path: Path) -> None:
     assert registry.verify(NAME) == 6
 
 
-def lines_of(name: str = NAME) -> list[bytes]:
-    return ledger.ledger_path(name).read_bytes().splitlines(keepends=True)
+ENTRIES, ACKNOWLEDGED = f"ledger/{NAME}/entries/", f"ledger/{NAME}/acknowledged/"
 
 
-def write_lines(lines: list[bytes]) -> None:
-    ledger.ledger_path(NAME).write_bytes(b"".join(lines))
+def lines_of(shelf: Shelf) -> list[bytes]:
+    return [shelf.get(key) for key in shelf.keys(ENTRIES)]
+
+
+def write_lines(shelf: Shelf, lines: list[bytes]) -> None:
+    for key in shelf.keys(ENTRIES):
+        shelf.delete(key)
+    for number, line in enumerate(lines, start=1):
+        shelf.put(f"{ENTRIES}{number:08d}.json", line)
 
 
 @pytest.mark.parametrize(
-    ("tamper", "line", "words"),
+    ("tamper", "number", "words"),
     [
         (lambda lines: [*lines[:2], lines[2].replace(b'"version":2', b'"version":7'), *lines[3:]], 3, "changed"),
         (lambda lines: [*lines[:2], lines[2].replace(b'":', b'": ', 1), *lines[3:]], 3, "changed"),
-        (lambda lines: [*lines[:2], b"{}\n", *lines[3:]], 3, "not an entry"),
-        (lambda lines: [*lines[:2], lines[2][:40] + b"\n", *lines[3:]], 3, "not an entry"),
+        (lambda lines: [*lines[:2], lines[2] + b"\n", *lines[3:]], 3, "changed"),
+        (lambda lines: [*lines[:2], b"{}", *lines[3:]], 3, "not an entry"),
+        (lambda lines: [*lines[:2], b"", *lines[3:]], 3, "not an entry"),
+        (lambda lines: [*lines[:2], lines[2][:40], *lines[3:]], 3, "not an entry"),
+        (lambda lines: [*lines[:5], lines[5][:50]], 6, "not an entry"),
         (lambda lines: [*lines[:2], *lines[3:]], 3, "does not follow"),
         (lambda lines: lines[1:], 1, "does not follow"),
         (lambda lines: [lines[1], lines[0], *lines[2:]], 1, "does not follow"),
@@ -94,78 +101,91 @@ def write_lines(lines: list[bytes]) -> None:
         (lambda lines: lines[:5], 6, "cut off"),
         (lambda lines: lines[:2], 3, "cut off"),
         (lambda lines: [], 1, "cut off"),
-        (lambda lines: [*lines[:5], lines[5][:-1]], 6, "cut off"),
-        (lambda lines: [*lines[:5], lines[5][:50]], 6, "cut off"),
     ],
 )
-def test_any_change_to_the_file_is_refused_by_line(tmp_path, tamper, line, words) -> None:
+def test_any_change_is_refused_by_entry(tmp_path, shelf, tamper, number, words) -> None:
     three_champions(tmp_path)
-    write_lines(tamper(lines_of()))
+    write_lines(shelf, tamper(lines_of(shelf)))
     for question in (registry.champion, registry.history, registry.verify):
         with pytest.raises(RegistryError, match=words) as error:
             question(NAME)
-        assert error.value.where.endswith(f"line {line}")
+        assert error.value.where == f"{shelf.address}/{ENTRIES}{number:08d}.json"
     with pytest.raises(RegistryError):
         registry.promote(NAME, 1)
 
 
-def test_an_entry_forged_with_a_good_hash_breaks_the_chain_after_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("gone", [1, 3, 5])
+def test_an_object_that_was_removed_or_renamed_is_missed(tmp_path, shelf, gone) -> None:
     three_champions(tmp_path)
-    lines = lines_of()
+    key = f"{ENTRIES}{gone:08d}.json"
+    line = shelf.get(key)
+    shelf.delete(key)
+    with pytest.raises(RegistryError, match="does not follow"):
+        registry.history(NAME)
+    shelf.put(f"{ENTRIES}{gone:07d}1.json", line)
+    with pytest.raises(RegistryError, match="does not follow"):
+        registry.history(NAME)
+
+
+def test_an_entry_forged_with_a_good_hash_breaks_the_chain_after_it(tmp_path: Path, shelf: Shelf) -> None:
+    three_champions(tmp_path)
+    lines = lines_of(shelf)
     forged = ledger.Entry.model_validate_json(lines[3]).model_copy(update={"reason": "trust me"}).sealed()
-    write_lines([*lines[:3], forged.line() + b"\n", *lines[4:]])
+    write_lines(shelf, [*lines[:3], forged.line(), *lines[4:]])
     with pytest.raises(RegistryError) as error:
         registry.history(NAME)
-    assert error.value.where.endswith("line 5")
+    assert error.value.where.endswith("00000005.json")
 
 
-def test_a_forged_last_entry_is_not_the_one_the_head_names(tmp_path: Path) -> None:
+def test_a_forged_last_entry_is_not_the_one_that_was_acknowledged(tmp_path: Path, shelf: Shelf) -> None:
     three_champions(tmp_path)
-    lines = lines_of()
+    lines = lines_of(shelf)
     forged = ledger.Entry.model_validate_json(lines[-1]).model_copy(update={"reason": "trust me"}).sealed()
-    write_lines([*lines[:-1], forged.line() + b"\n"])
-    with pytest.raises(RegistryError, match="head file names"):
+    write_lines(shelf, [*lines[:-1], forged.line()])
+    with pytest.raises(RegistryError, match="not the one that was acknowledged"):
         registry.history(NAME)
 
 
-def test_a_ledger_whose_head_was_removed_is_refused(tmp_path: Path) -> None:
+def test_a_ledger_whose_acknowledgements_were_removed_is_refused(tmp_path: Path, shelf: Shelf) -> None:
     three_champions(tmp_path)
-    ledger.ledger_path(NAME).with_suffix(".head.json").unlink()
-    with pytest.raises(RegistryError, match="acknowledges 0"):
+    for key in shelf.keys(ACKNOWLEDGED):
+        shelf.delete(key)
+    with pytest.raises(RegistryError, match="0 entries are acknowledged, 6 are there"):
         registry.champion(NAME)
 
 
-def test_another_models_ledger_is_not_ours(tmp_path: Path) -> None:
+def test_another_models_ledger_is_not_ours(tmp_path: Path, shelf: Shelf) -> None:
     three_champions(tmp_path)
-    for suffix in (".jsonl", ".head.json"):
-        ledger.ledger_path(NAME).with_suffix(suffix).rename(ledger.ledger_path("other").with_suffix(suffix))
+    for key in shelf.keys("ledger/"):
+        shelf.put(key.replace(NAME, "other"), shelf.get(key))
     with pytest.raises(RegistryError, match="does not follow"):
         registry.champion("other")
 
 
-@pytest.mark.parametrize("keep", [1, 60, 10_000])
-def test_a_line_that_a_crash_left_half_written_is_left_out_and_then_removed(tmp_path, keep, caplog) -> None:
+def test_a_crash_between_an_entry_and_its_acknowledgement_loses_nothing(tmp_path: Path, shelf: Shelf) -> None:
     three_champions(tmp_path)
-    with ledger.ledger_path(NAME).open("ab") as file:
-        file.write(b'{"actor":"somebody","content":"0000000000000000000000000000'[:keep])
-    current = registry.champion(NAME)
-    assert current is not None
-    assert current.version == 3
-    assert "half written" in caplog.text
-    content = add(tmp_path, 4, current.content)
-    assert registry.history(NAME)[-1].content == content
-    assert registry.verify(NAME) == 7
-
-
-def test_a_crash_between_the_line_and_the_head_loses_nothing(tmp_path: Path) -> None:
-    three_champions(tmp_path)
-    head = ledger.ledger_path(NAME).with_suffix(".head.json")
-    before = head.read_bytes()
     content = add(tmp_path, 4)
-    head.write_bytes(before)  # as if the process had died after the line
+    shelf.delete(f"{ACKNOWLEDGED}00000007")
     assert registry.history(NAME)[-1].content == content
     add(tmp_path, 5)
+    assert shelf.get(f"{ACKNOWLEDGED}00000007").decode() == registry.history(NAME)[6].hash
     assert registry.verify(NAME) == 8
+
+
+def test_who_was_overtaken_decides_anew(tmp_path: Path, shelf: Shelf) -> None:
+    """Another writer's entry comes between the look and the write: the rule sees it, and nothing is lost."""
+    three_champions(tmp_path)
+    seen: list[int] = []
+
+    def rule(entries):
+        seen.append(len(entries))
+        if len(seen) == 1:
+            add(tmp_path, 4)
+        return ledger.Draft("held", 0, "c" * 64, "d" * 64, reason="after the other")
+
+    entry = ledger.append(NAME, rule)
+    assert seen == [6, 7]
+    assert (entry.seq, entry.prev) == (8, registry.history(NAME)[6].hash)
 
 
 @pytest.mark.parametrize("name", ["", "../up", "a/b", "-x", "x" * 200, "a b", "a.jsonl"])
@@ -231,20 +251,18 @@ def test_a_version_number_stands_for_one_content_for_ever(tmp_path: Path) -> Non
         registry.register(NAME, 1, other, decision(tmp_path / "decision", other))
 
 
-def test_an_altered_decision_record_promotes_nothing(tmp_path: Path) -> None:
+def test_an_altered_decision_record_promotes_nothing(tmp_path: Path, shelf: Shelf) -> None:
     add(tmp_path, 1)
-    record = next((tmp_path / "registry" / "decisions").glob("*.json"))
-    record.write_text(record.read_text().replace("because", "BECAUSE"))
+    (record,) = shelf.keys("decisions/")
+    shelf.put(record, shelf.get(record).replace(b"because", b"BECAUSE"))
     with pytest.raises(RegistryError, match="decision record was altered"):
         registry.promote(NAME, 1)
     assert registry.champion(NAME) is None
 
 
-def test_altered_model_bytes_are_not_promoted(tmp_path: Path) -> None:
+def test_altered_model_bytes_are_not_promoted(tmp_path: Path, shelf: Shelf) -> None:
     content = add(tmp_path, 1)
-    weights = registry.model_folder(content) / "model.safetensors"
-    weights.chmod(0o644)
-    weights.write_text("weights of X")
+    shelf.put(f"models/{content}/model.safetensors", b"weights of X")
     with pytest.raises(RegistryError, match="was altered") as error:
         registry.promote(NAME, 1)
     assert "remove" in error.value.fix
@@ -344,9 +362,9 @@ def test_a_run_does_not_undo_a_rollback(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_no_mlflow")
-def test_rollback_refuses_altered_bytes(tmp_path: Path) -> None:
+def test_rollback_refuses_altered_bytes(tmp_path: Path, shelf: Shelf) -> None:
     contents = three_champions(tmp_path)
-    (registry.model_folder(contents[1]) / "model.safetensors").unlink()
+    shelf.delete(f"models/{contents[1]}/model.safetensors")
     with pytest.raises(RegistryError, match="was altered"):
         registry.rollback(NAME, "doses were wrong")
     current = registry.champion(NAME)
@@ -379,21 +397,40 @@ def test_the_copy_shares_no_bytes_with_the_run(tmp_path: Path) -> None:
     assert not any(path.stat().st_mode & 0o222 for path in kept.iterdir())
 
 
-def test_spoiled_bytes_never_enter(tmp_path: Path) -> None:
-    content = model(tmp_path / "model", "weights")
+def test_spoiled_bytes_never_enter(tmp_path: Path, shelf: Shelf) -> None:
+    model(tmp_path / "model", "weights")
     (tmp_path / "model" / "model.safetensors").write_text("spoiled")
     with pytest.raises(Exception, match="not the one that was sealed"):
         registry.keep_model(tmp_path / "model")
-    assert not registry.model_folder(content).exists()
-    assert list((tmp_path / "registry" / "models").iterdir()) == []
+    assert shelf.keys() == []
 
 
-def test_a_folder_under_another_models_digest_is_refused(tmp_path: Path) -> None:
+def test_a_model_under_another_ones_digest_is_refused(tmp_path: Path, shelf: Shelf) -> None:
     content = model(tmp_path / "model", "weights")
-    registry.keep_model(tmp_path / "model").rename(registry.model_folder("0" * 64))
+    registry.keep_model(tmp_path / "model")
+    for key in shelf.keys("models/"):
+        shelf.put(key.replace(content, "0" * 64), shelf.get(key))
     with pytest.raises(RegistryError, match="another one than its digest says"):
         registry.read_model("0" * 64)
-    assert read_manifest(tmp_path / "model").content == content != digest_of({})
+
+
+def test_a_file_that_was_added_to_a_kept_model_is_refused(tmp_path: Path, shelf: Shelf) -> None:
+    content = model(tmp_path / "model", "weights")
+    registry.keep_model(tmp_path / "model")
+    shelf.put(f"models/{content}/code.py", b"import os")
+    with pytest.raises(RegistryError, match="was added after sealing"):
+        registry.read_model(content)
+
+
+def test_another_machine_finds_the_model_by_its_digest(tmp_path, shelf, monkeypatch) -> None:
+    content = model(tmp_path / "model", "weights")
+    registry.keep_model(tmp_path / "model")
+    monkeypatch.setenv("ASSAY_HOME", str(tmp_path / "another"))
+    folder = registry.model_folder(content)
+    assert (folder / "model.safetensors").read_text() == "weights"
+    shelf.put(f"models/{content}/model.safetensors", b"spoiled")
+    with pytest.raises(RegistryError, match="was altered"):
+        registry.read_model(content)
 
 
 def test_the_cheap_paths_import_neither_mlflow_nor_torch(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_outside_an_engine_progress_is_silent_and_work_has_a_place(monkeypatch, 
     monkeypatch.setenv("ASSAY_CPUS", "0.5")
     context.progress(1, 2)
     assert context.work_folder() == context.work_folder()
-    assert context.registry_folder() == tmp_path / "registry"
+    assert context.registry_address() == str(tmp_path / "registry")
     assert context.cache_folder("models").is_dir()
     assert context.cpus() == 1
 

@@ -215,8 +215,9 @@ def _environment(home: Path) -> dict[str, str]:
     """Return what every step's environment has (runtime/context.py says what for)."""
     registry = os.environ.get("ASSAY_REGISTRY") or str(home / "registry")
     python = str(Path(sys.executable).parent)
+    embedded = {} if registry.startswith("s3://") else {"MLFLOW_TRACKING_URI": f"sqlite:///{registry}/mlflow.db"}
     return {
-        "MLFLOW_TRACKING_URI": f"sqlite:///{registry}/mlflow.db",
+        **embedded,
         "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait bring a busy machine to a halt
         **os.environ,
         "PATH": python + os.pathsep + os.environ.get("PATH", os.defpath),
