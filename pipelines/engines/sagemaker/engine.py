@@ -60,7 +60,7 @@ def compile_recipe(recipe: Recipe, path: Path, data: str, deploy: Path | None) -
         RecipeError: As `build`.
         RunError: The folder cannot be written.
     """
-    translation = build(recipe, data, _profile(deploy))
+    translation = build(recipe, data, profile_of(deploy))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(translation.text, encoding="utf-8")
@@ -117,7 +117,7 @@ def _pipeline(recipe: Recipe, data: str) -> Pipeline:
         return model.load(post_training.compile_recipe(recipe, Path(folder) / "pipeline.yaml", data))
 
 
-def _profile(deploy: Path | None) -> Deploy:
+def profile_of(deploy: Path | None) -> Deploy:
     if deploy is None:
         raise RecipeError(
             "SageMaker needs to know region, roles and bucket",

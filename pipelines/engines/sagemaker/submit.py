@@ -100,7 +100,7 @@ def schedule(recipe: Recipe, cron: str, data: str, deploy: Path | None) -> str:
 def _submission(recipe: Recipe, data: str, deploy: Path | None) -> Submission:
     from . import engine  # which calls us
 
-    profile = engine._profile(deploy)
+    profile = engine.profile_of(deploy)
     built = engine.build(recipe, data, profile)
     return Submission(
         built.name, built.text, built.templates, profile.root, profile.region, profile.roles.pipeline, profile.tags
