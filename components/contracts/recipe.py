@@ -72,7 +72,7 @@ class TrainSettings(Section):
     warmup_steps: int = Field(5, ge=0)
     weight_decay: float = Field(0.0, ge=0)
     precision: Literal["fp32", "bf16"] = "bf16"
-    """Of the arithmetic on a GPU; the weights that learn are kept in fp32, and a CPU computes in fp32."""
+    """Of the matrix products, where the machine multiplies bf16 quicker; the weights that learn are kept in fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     gradient_checkpointing: bool = False
     save_steps: int = Field(16, ge=1)
@@ -128,6 +128,9 @@ class RLSettings(TrainSettings):
     epsilon: float = Field(0.2, gt=0)
     epsilon_high: float = Field(0.28, gt=0)
     """Upper clip (DAPO's clip-higher, arXiv:2503.14476)."""
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    """Divide advantages by the standard deviation of the rewards of the group or of the step. With `none` (Dr. GRPO,
+    arXiv:2503.20783) an error that costs more weighs more."""
     use_vllm: bool = False
     """Rollouts by vLLM; GPU profile."""
 

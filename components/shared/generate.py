@@ -14,22 +14,25 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ..contracts.errors import ModelError
-from .llama import Cache, LlamaDecoder, fastest_dtype, is_supported
-from .models import load_model, load_tokenizer, model_digest, set_threads
+from .llama import Cache, LlamaDecoder, is_supported
+from .models import load_model, load_tokenizer, model_digest, multiplies_bf16, set_threads
 from .responses import ResponseStore
 
-VERSION = 1
+VERSION = 2
 """Part of the response cache's key: raise it when an answer could change."""
 BATCH_TOKENS = 2**15
 """Slots for keys and values in a batch, at most: 1.5 GB for a model of 135 M parameters in fp32."""
 MIN_SHARED = 8
 """Fewer common first tokens than this are not worth a computation of their own."""
+BLOCK = 256
+"""Tokens of the vocabulary that are summed together when one is drawn."""
 COMPACT = 0.75
 """Finished rows are dropped when at most this share of a batch is still being generated."""
 
@@ -62,7 +65,7 @@ class Generator:
 
     def __init__(self, model: Any, tokenizer: Any, dtype: torch.dtype | None = None) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self.decoder = LlamaDecoder(model, dtype or fastest_dtype()) if is_supported(model) else None
+        self.decoder = LlamaDecoder(model, dtype or getattr(torch, _arithmetic())) if is_supported(model) else None
         self.stops = _stop_ids(model, tokenizer)
 
     def sync(self) -> None:
@@ -236,16 +239,24 @@ class _Chooser:
         """Return a token per row.
 
         Args:
-            logits: [rows, vocabulary] in fp32.
+            logits: [rows, vocabulary].
             rows: Which of the batch's rows these are.
             step: Which token it is.
         """
         if not self.temperature:
             return logits.argmax(-1)
-        # In fp64: fp32 would lose the tail of a large vocabulary to rounding.
-        total = (logits / self.temperature).softmax(-1).cumsum(-1, dtype=torch.float64)
-        drawn = torch.stack([self.uniform[row][step] for row in rows.tolist()])[:, None] * total[:, -1:]
-        return torch.searchsorted(total, drawn, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
+        likely = (logits.float() / self.temperature).softmax(-1)
+        drawn = torch.stack([self.uniform[row][step] for row in rows.tolist()])[:, None]
+        # First the block of tokens in which the number falls, then the token: running sums are in fp64, because fp32
+        # would lose the tail of a large vocabulary to rounding, and most of the vocabulary need not be summed that way.
+        blocks = functional.pad(likely, (0, -likely.shape[1] % BLOCK)).view(len(likely), -1, BLOCK)
+        ends = blocks.sum(-1).cumsum(-1, dtype=torch.float64)
+        drawn = drawn * ends[:, -1:]
+        block = torch.searchsorted(ends, drawn, right=True).clamp(max=ends.shape[1] - 1)
+        inside = blocks[torch.arange(len(blocks)), block[:, 0]].cumsum(-1, dtype=torch.float64)
+        before = ends.gather(1, block) - inside[:, -1:]
+        token = torch.searchsorted(inside, drawn - before, right=True).clamp(max=BLOCK - 1)
+        return (block * BLOCK + token)[:, 0].clamp(max=logits.shape[1] - 1)
 
 
 def plan_batches(prompts: list[list[int]], max_new_tokens: int, samples: int, batch_size: int) -> list[list[int]]:
@@ -315,16 +326,19 @@ def greedy_responses(
 def load_generator(folder: str | Path) -> Generator:
     """Return a generator of a model folder: on a GPU where there is one, else with what is quickest on this CPU."""
     set_threads()
-    dtype: Any = str(fastest_dtype()).removeprefix("torch.")
-    if torch.cuda.is_available():
-        return Generator(load_model(folder, dtype="bfloat16", device="cuda"), load_tokenizer(folder))
-    return Generator(load_model(folder, dtype=dtype), load_tokenizer(folder))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Generator(load_model(folder, dtype=_arithmetic(), device=device), load_tokenizer(folder))
 
 
 def _settings(max_new_tokens: int) -> dict[str, str | int]:
     """What an answer depends on beside model and prompt."""
-    arithmetic = "cuda" if torch.cuda.is_available() else str(fastest_dtype())
+    arithmetic = "cuda" if torch.cuda.is_available() else _arithmetic()
     return {"max_new_tokens": max_new_tokens, "version": VERSION, "arithmetic": arithmetic}
+
+
+def _arithmetic() -> Literal["float32", "bfloat16"]:
+    """What is quickest here; fp32 is exact besides, and taken where bf16 wins nothing."""
+    return "bfloat16" if multiplies_bf16() else "float32"
 
 
 def _stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:

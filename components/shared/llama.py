@@ -86,16 +86,6 @@ def is_supported(model: Any) -> bool:
     )
 
 
-def fastest_dtype() -> torch.dtype:
-    """Return the arithmetic that is quicker on this machine.
-
-    bf16 where AMX multiplies tiles of it, fp32 elsewhere: without AMX bf16 saves memory traffic but no arithmetic, and
-    fp32 is exact besides. All matrix products of one token of SmolLM2-135M, two cores of AVX-512 with bf16
-    instructions: 64 rows 99 ms in fp32 and 140 ms in bf16, 8 rows 22 and 21 ms.
-    """
-    return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
-
-
 class LlamaDecoder:
     """Computes next-token logits of a Llama.
 
@@ -209,7 +199,7 @@ class LlamaDecoder:
         return self._logits(self._layers(tokens[:, None], positions[:, None], cache, slot)[:, -1])
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        return self._product(self._norm(hidden, self.norm), self.head).float()
+        return self._product(self._norm(hidden, self.norm), self.head)
 
     def _layers(self, tokens: Tensor, positions: Tensor, cache: Cache, start: int) -> Tensor:
         """Return hidden states [rows, tokens, size]; keys and values go to the slots from `start` on."""

@@ -42,6 +42,21 @@ def set_threads() -> int:
     return cpus()
 
 
+def multiplies_bf16() -> bool:
+    """Return whether this machine's matrix products are quicker in bf16 than in fp32: a GPU, and two kinds of CPU.
+
+    AMX multiplies tiles of bf16. Of the CPUs that have only AVX-512's dot product of bf16, AMD's (since Zen 4) do it at
+    twice the rate of fp32: 576 × 3072 by 400 rows on two cores of Zen 4, 410 and 210 GFLOP/s. On Intel's without AMX
+    it is no quicker: all products of one token of SmolLM2-135M, 64 rows, 140 ms in bf16 and 99 ms in fp32.
+    """
+    import torch
+
+    if torch.cuda.is_available() or torch.cpu._is_amx_tile_supported():
+        return True
+    info = Path("/proc/cpuinfo")
+    return info.is_file() and {"AuthenticAMD", "avx512_bf16"} <= set(info.read_text(encoding="utf-8").split())
+
+
 def load_model(folder: str | Path, *, dtype: Literal["float32", "bfloat16"] = "float32", device: str = "cpu") -> Any:
     """Return a causal language model in evaluation mode.
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch.nn import functional
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..contracts.artifacts import Manifest, read_manifest, seal
@@ -23,7 +22,9 @@ from ..contracts.errors import DataError, TrainingError
 from ..contracts.metrics import Summary
 from ..contracts.recipe import TrainSettings
 from ..runtime.context import Stopped, progress, work_folder
-from .models import load_model, load_tokenizer, save_model, set_threads
+from .llama import is_supported
+from .models import load_model, load_tokenizer, multiplies_bf16, save_model, set_threads
+from .packing import pack
 
 CHECKPOINTS = 2
 """Complete checkpoints kept: the newest, and one before it should that one be damaged."""
@@ -65,7 +66,7 @@ def arguments(settings: TrainSettings, seed: int, **more: Any) -> dict[str, Any]
         "weight_decay": settings.weight_decay,
         "lr_scheduler_type": "linear",
         "adam_beta2": 0.99,  # runs of tens of steps: 0.999 would still be warming up at the end
-        "bf16": on_gpu and settings.precision == "bf16",
+        "bf16": settings.precision == "bf16" and multiplies_bf16(),
         "use_cpu": not on_gpu,
         "gradient_checkpointing": settings.gradient_checkpointing,
         "save_strategy": "steps",
@@ -116,10 +117,10 @@ def adapter(settings: TrainSettings) -> Any:
 
 
 def score_answers_only(trainer: Any, temperature: float = 1.0) -> None:
-    """On a CPU, let the trainer's model compute logits where there is a label, and nowhere else.
+    """On a CPU, let the trainer's model compute each token once, and logits only where there is a label.
 
-    TRL's fused head does that on a GPU; on a CPU it scores every position, prompt and padding too, and twice. The
-    numbers are the same.
+    TRL's fused head does the latter on a GPU; on a CPU it scores every position, prompt and padding too, and twice.
+    Where the model is a plain Llama, sequences that begin alike are packed (`packing.py`). The numbers are the same.
 
     Args:
         trainer: One of TRL's that calls its model with `fused_lm_head=True`.
@@ -136,16 +137,20 @@ def score_answers_only(trainer: Any, temperature: float = 1.0) -> None:
     def forward(*positional: Any, fused_lm_head: bool = False, labels: Any = None, **named: Any) -> Any:
         if not fused_lm_head:
             return before(*positional, **({"labels": labels} if labels is not None else {}), **named)
-        hidden = model.base_model(*positional, **{**named, "use_cache": False}).last_hidden_state[:, :-1]
         wanted = labels[:, 1:]
         mask = wanted != -100
-        logits = model.get_output_embeddings()(hidden[mask]) / temperature
-        scored = -functional.cross_entropy(logits, wanted[mask], reduction="none")
+        states, place = _hidden_states(model, *positional, **{**named, "use_cache": False})
+        asked, which = place[:, :-1][mask].unique(return_inverse=True)
+        logits = model.get_output_embeddings()(states[asked]).float()  # [tokens asked, vocabulary]
+        if temperature != 1:
+            logits = logits / temperature
+        every = logits.log_softmax(-1)
+        scored = every[which, wanted[mask]]
         with torch.no_grad():
-            right = logits.argmax(-1) == wanted[mask]
-            entropy = logits.logsumexp(-1) - (logits.softmax(-1) * logits).sum(-1)
-            mean = logits.mean(-1)
-        empty = hidden.new_zeros(mask.shape)
+            right = logits.argmax(-1)[which] == wanted[mask]
+            entropy = -(every.exp() * every).sum(-1)[which]
+            mean = logits.mean(-1)[which]
+        empty = scored.new_zeros(mask.shape)
         return FusedCausalLMOutput(
             loss=-scored.sum() / mask.sum().clamp(min=1),
             log_probs=empty.masked_scatter(mask, scored),
@@ -156,6 +161,18 @@ def score_answers_only(trainer: Any, temperature: float = 1.0) -> None:
         )
 
     model.forward = forward
+
+
+def _hidden_states(
+    model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **named: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return hidden states [places, size], and the place of each input token [sequences, length] among them."""
+    if attention_mask is not None and is_supported(model):
+        packed = pack(input_ids, attention_mask)
+        hidden = model.base_model(packed.ids, attention_mask=packed.mask, position_ids=packed.positions, **named)
+        return hidden.last_hidden_state.flatten(0, 1), packed.place
+    hidden = model.base_model(input_ids, attention_mask=attention_mask, **named).last_hidden_state
+    return hidden.flatten(0, 1), torch.arange(input_ids.numel()).view(input_ids.shape)
 
 
 class Watcher(TrainerCallback):  # type: ignore[misc]

@@ -163,6 +163,7 @@ def make_trainer(
             epsilon=settings.epsilon,
             epsilon_high=settings.epsilon_high,
             loss_type="dapo",
+            scale_rewards=settings.scale_rewards,
             use_vllm=settings.use_vllm and not on_cpu,
             **({"vllm_mode": "colocate"} if settings.use_vllm and not on_cpu else {}),
         ),

@@ -13,7 +13,7 @@ from assay.components.contracts.rows import Message
 from assay.components.shared import generate
 from assay.components.shared.chat import prompt_ids
 from assay.components.shared.generate import Generation, Generator, greedy_responses, plan_batches, shared_tokens
-from assay.components.shared.llama import fastest_dtype, is_supported
+from assay.components.shared.llama import is_supported
 from assay.components.shared.models import load_model
 
 QUESTIONS = [
@@ -278,7 +278,3 @@ def test_a_damaged_store_is_filled_again(
     assert greedy_responses(tiny_model, prompts, max_new_tokens=5) == first
     with sqlite3.connect(path) as connection:
         assert connection.execute("SELECT count(*) FROM responses").fetchone() == (6,)
-
-
-def test_the_arithmetic_is_one_of_two() -> None:
-    assert fastest_dtype() in (torch.float32, torch.bfloat16)

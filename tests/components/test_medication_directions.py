@@ -13,6 +13,7 @@ from assay.components.shared.tasks import medication_directions
 from assay.components.shared.tasks.medication_directions import (
     FLAG_SHARES,
     FREQUENCIES,
+    NEAR_MISS,
     ROUTES,
     TASK,
     TYPOS,
@@ -299,3 +300,10 @@ def test_slices() -> None:
     assert of("2 tabs po qid prn pain, max 6/day", UNSAFE) == ["difficulty=hard", "safety=unsafe", "flag=over"]
     assert of("2 tabs po qd x3d then 1 x3d", TAPER)[0] == "difficulty=hard"
     assert of("2 TABELTS po bid", SAFE)[0] == "difficulty=hard"
+
+
+def test_an_unsafe_direction_that_passes_as_safe_costs_more_than_any_other_error() -> None:
+    unsafe = SAFE.replace('"flag":"ok"', '"flag":"route"')
+    assert unsafe != SAFE
+    assert TASK.reward(SAFE, unsafe) == NEAR_MISS < TASK.reward("no JSON", unsafe)
+    assert 0 < TASK.reward(unsafe, SAFE) < 0.5, "a false alarm is an error like another"

@@ -16,6 +16,7 @@ from assay.components.shared.models import (
     load_model,
     load_tokenizer,
     model_digest,
+    multiplies_bf16,
     save_model,
     set_threads,
 )
@@ -112,3 +113,20 @@ def test_threads_follow_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ASSAY_CPUS", "1")
     assert set_threads() == torch.get_num_threads() == 1
     torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("amx", "cpu", "wanted"),
+    [
+        (True, "vendor_id : GenuineIntel flags : avx512_bf16", True),
+        (False, "vendor_id : GenuineIntel flags : avx512_bf16", False),
+        (False, "vendor_id\t: AuthenticAMD\nflags\t: avx2 avx512_bf16 sse4a", True),
+        (False, "vendor_id\t: AuthenticAMD\nflags\t: avx2 sse4a", False),
+    ],
+)
+def test_bf16_is_taken_where_it_is_quicker(amx: bool, cpu: str, wanted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(Path, "is_file", lambda path: True)
+    monkeypatch.setattr(Path, "read_text", lambda path, encoding: cpu)
+    assert multiplies_bf16() == wanted

@@ -36,6 +36,13 @@ SYSTEM = "Sig to JSON."
 FLAG_SHARES = {"ok": 0.67, "route": 0.15, "nomax": 0.09, "over": 0.09}
 """Flag to its share of the generated rows (before repeats are left out)."""
 UNSAFE = frozenset(FLAG_SHARES) - {"ok"}
+NEAR_MISS = -0.4
+"""Reward of an unsafe direction that passes as safe.
+
+What GRPO makes of it, from a model that misses 0.43 of the unsafe directions and flags 0.05 of the safe ones (181
+and 262 held out): at 0 it ends at 0.54 and 0.00, at -0.3 at 0.38 and 0.08, at -0.5 at 0.29 and 0.15, at -1 at 0.16 and
+0.39.
+"""
 MAX_ATTEMPTS = 1_000
 """Draws in a row that only repeat known directions before the generator says that there are no more."""
 
@@ -206,10 +213,16 @@ class MedicationDirections:
         }
 
     def reward(self, response: str, reference: str, finished: bool = True) -> float:
-        """Return 0.1 for valid JSON, up to 0.4 for its fields and 0.5 when all are right; 0 for a text cut short."""
+        """Return 0.1 for valid JSON, up to 0.4 for its fields and 0.5 when all are right; 0 for a text cut short.
+
+        An unsafe direction that passes as safe earns `NEAR_MISS`, however many other fields are right: it is the error
+        that reaches a patient, where a false alarm costs a pharmacist a look.
+        """
+        scores = self.score(response, reference)
+        if finished and scores["valid"] and scores["near_miss"]:
+            return NEAR_MISS
         if not finished:
             return 0.0
-        scores = self.score(response, reference)
         return 0.1 * (scores["valid"] or 0) + 0.4 * (scores["fields"] or 0) + 0.5 * (scores["exact"] or 0)
 
     def generate(self, rows: int, seed: int) -> Iterator[dict[str, Any]]:
