@@ -103,7 +103,7 @@ def _submission(recipe: Recipe, data: str, deploy: Path | None) -> Submission:
     profile = engine.profile_of(deploy)
     built = engine.build(recipe, data, profile)
     return Submission(
-        built.name, built.text, built.templates, profile.root, profile.region, profile.roles.pipeline, profile.tags
+        built.name, built.wire, built.templates, profile.root, profile.region, profile.roles.pipeline, profile.tags
     )
 
 
