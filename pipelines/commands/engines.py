@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from assay.components.contracts.errors import RecipeError
@@ -76,7 +75,7 @@ def lint(
         for finding in findings:
             print(json.dumps(asdict(finding)))
     else:
-        Console().print(_table(findings) if findings else f"{loaded.name} runs on {engine} as it is.")
+        Console().print(_list(findings) if findings else f"{loaded.name} runs on {engine} as it is.", soft_wrap=True)
     if any(finding.level == "error" for finding in findings):
         raise typer.Exit(USERS_FAULT)
 
@@ -115,13 +114,15 @@ def _lint_here(recipe: Recipe, data: str, deploy: Path | None) -> "list[Finding]
         return portability.lint(model.load(path), "local")
 
 
-def _table(findings: "list[Finding]") -> Table:
-    """Return a row for each thing to do, with all the places that it is about."""
+def _list(findings: "list[Finding]") -> Text:
+    """Return what was found, each thing once, with all its places and what to do about it."""
     places: dict[tuple[str, str, str], list[str]] = {}
     for finding in findings:
         places.setdefault((finding.level, finding.what, finding.fix), []).append(finding.where)
-    table = Table("", "where", "what", "what to do", box=None, padding=(0, 2, 1, 0))
+    text = Text()
     for (level, what, fix), where in places.items():
-        cells = [Text("\n".join(where), overflow="fold"), Text(what), Text(fix)]
-        table.add_row(Text(level, style=_STYLE[level]), *cells)
-    return table
+        text.append(f"{level:8}", style=_STYLE[level]).append(f"{what}\n", style="bold")
+        text.append("".join(f"        {place}\n" for place in where))
+        text.append(f"        → {fix}\n" if fix else "")
+    text.rstrip()
+    return text

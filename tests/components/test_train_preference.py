@@ -22,7 +22,7 @@ from assay.components.shared.models import load_model
 from assay.components.shared.summary import read_summary
 from assay.components.train_preference import preference
 
-TINY = PreferenceSettings(**SETTINGS["preference"])
+TINY = PreferenceSettings(**SETTINGS["preference"], precision="fp32")
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,7 @@ from assay.components.shared.models import load_model
 from assay.components.shared.summary import read_summary
 from assay.components.train_rl import grpo
 
-TINY = RLSettings(**{**SETTINGS["rl"], "group_size": 4, "max_steps": 2})
+TINY = RLSettings(**{**SETTINGS["rl"], "group_size": 4, "max_steps": 2, "precision": "fp32"})
 
 
 class OnlyFor(Letters):

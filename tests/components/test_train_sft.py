@@ -22,7 +22,7 @@ from assay.components.shared.models import load_model
 from assay.components.shared.summary import read_seconds, read_summary
 from assay.components.train_sft import sft
 
-TINY = SFTSettings(**SETTINGS["sft"])
+TINY = SFTSettings(**SETTINGS["sft"], precision="fp32")
 
 
 @pytest.fixture(autouse=True)

@@ -320,9 +320,12 @@ def test_on_a_gpu_the_head_is_left_to_trl(tiny_model: Path) -> None:
 
 
 def test_arguments_follow_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "multiplies_bf16", lambda: False)
     on_cpu = training.arguments(SFTSettings(), 7)
     assert (on_cpu["use_cpu"], on_cpu["bf16"], on_cpu["dataloader_pin_memory"]) == (True, False, False)
     assert (on_cpu["seed"], on_cpu["data_seed"]) == (7, 7)
+    monkeypatch.setattr(training, "multiplies_bf16", lambda: True)
+    assert training.arguments(SFTSettings(), 7)["bf16"], "on a CPU too, where that is quicker"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     on_gpu = training.arguments(RLSettings(gradient_checkpointing=True), 7, per_device_train_batch_size=32)
     assert (on_gpu["use_cpu"], on_gpu["bf16"], on_gpu["dataloader_pin_memory"]) == (False, True, True)

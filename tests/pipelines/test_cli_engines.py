@@ -162,10 +162,16 @@ def test_an_expired_token_is_one_sentence(kfp, call):
     assert len(printed.splitlines()) == 2
 
 
+def listen_to_interrupts():
+    """Undo what a shell does to the commands that it starts in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_an_interrupt_stops_the_waiting_and_not_the_run(kfp, folder):
     kfp.script = [Frame("RUNNING")]
     command = [sys.executable, "-m", "assay.pipelines.cli", "run", *THERE]
-    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as waiting:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=folder, preexec_fn=listen_to_interrupts, **pipes) as waiting:
         end = time.monotonic() + 60
         while not kfp.asked and time.monotonic() < end:
             time.sleep(0.05)
