@@ -118,6 +118,11 @@ def _pipeline(recipe: Recipe, data: str) -> Pipeline:
 
 
 def profile_of(deploy: Path | None) -> Deploy:
+    """Return the deploy profile of a file.
+
+    Raises:
+        RecipeError: None is given, or it is not one.
+    """
     if deploy is None:
         raise RecipeError(
             "SageMaker needs to know region, roles and bucket",
