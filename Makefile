@@ -15,7 +15,7 @@ demo: $(READY)
 test: $(READY)
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -m "not heavy and not docker" --durations=10
 
-# Kills a real chain in every step, and runs the flagship recipe: about an hour.
+# Kills a small real chain in every step (5 minutes), runs it emulated as SageMaker, and the flagship recipe.
 test-heavy: $(READY)
 	@$(BIN)/pytest -m "heavy and not docker" -v
 
