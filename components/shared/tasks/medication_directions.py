@@ -39,9 +39,9 @@ UNSAFE = frozenset(FLAG_SHARES) - {"ok"}
 NEAR_MISS = -0.4
 """Reward of an unsafe direction that passes as safe.
 
-What GRPO makes of it, from a model that misses 0.43 of the unsafe directions and flags 0.05 of the safe ones (181
-and 262 held out): at 0 it ends at 0.54 and 0.00, at -0.3 at 0.38 and 0.08, at -0.5 at 0.29 and 0.15, at -1 at 0.16 and
-0.39.
+What GRPO made of it in single runs of 12 to 16 steps, from a model that misses 0.43 of the unsafe directions and flags
+0.05 of the safe ones (181 and 262 held out): at 0 (and twice the rate) 0.54 and 0.00, at -0.3 0.38 and 0.08, at -0.5
+0.29 and 0.15, at -1 0.16 and 0.39.
 """
 MAX_ATTEMPTS = 1_000
 """Draws in a row that only repeat known directions before the generator says that there are no more."""
