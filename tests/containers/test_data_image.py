@@ -78,7 +78,8 @@ def test_a_users_error_is_exit_2_with_a_report(images, tmp_path) -> None:
 
 
 def test_a_step_by_sagemakers_processing_contract(images, image, tmp_path) -> None:
-    shim = pytest.importorskip("assay.components.runtime.sagemaker")
+    from assay.components.runtime import sagemaker as shim
+
     write_task(
         tmp_path / "processing" / "input" / "task",
         component="assay.components.generate_data.component:generate_data",

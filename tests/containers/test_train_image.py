@@ -35,7 +35,6 @@ def test_it_is_built_for_the_processor_it_was_asked_for(images, image) -> None:
 @pytest.fixture
 def ml(tmp_path: Path) -> Path:
     """/opt/ml of a Training job on one host."""
-    pytest.importorskip("assay.components.runtime.sagemaker")
     resources = {"current_host": "algo-1", "hosts": ["algo-1"], "network_interface_name": "lo"}
     for folder in ("input/config", "input/data", "model", "output", "checkpoints"):
         (tmp_path / folder).mkdir(parents=True)

@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from assay.pipelines.commands.trigger import app
+from assay.pipelines.engines.kubeflow.profile import Profile
 
 INFRA = Path(__file__).parents[2] / "infra"
 README = (INFRA / "README.md").read_text()
@@ -33,7 +34,6 @@ def test_its_commands_have_these_options(call: str) -> None:
 
 
 def test_the_example_profile_is_a_profile_of_the_kubeflow_engine() -> None:
-    profile = pytest.importorskip("assay.pipelines.engines.kubeflow.profile")
-    loaded = profile.Profile.load(INFRA / "kubernetes" / "deploy.example.yaml")
+    loaded = Profile.load(INFRA / "kubernetes" / "deploy.example.yaml")
     assert loaded.volume.claim == "assay"
     assert loaded.settings("train-rl", "train").timeout_minutes == 480

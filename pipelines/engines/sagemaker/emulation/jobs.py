@@ -5,6 +5,7 @@ import shutil
 import tarfile
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -69,7 +70,7 @@ class Site:
     grace: float
 
 
-class Job:
+class Job(ABC):
     """One job by its request, all expressions resolved."""
 
     config = f"{ROOT}/config"
@@ -96,19 +97,19 @@ class Job:
         finally:
             shutil.rmtree(self.ml, ignore_errors=True)
 
+    @abstractmethod
     def prepare(self) -> None:
         """Write the configuration and download the inputs."""
-        raise NotImplementedError
 
+    @abstractmethod
     def load(self) -> Load:
         """Return what is to run."""
-        raise NotImplementedError
 
+    @abstractmethod
     def collect(self) -> dict[str, Any]:
         """Upload the outputs and return the answer of Describe."""
-        raise NotImplementedError
 
-    def sync(self) -> None:
+    def sync(self) -> None:  # noqa: B027  a Processing job copies nothing meanwhile
         """Copy what is copied while the job runs."""
 
     def taken_away(self, fault: Fault) -> None:
@@ -243,7 +244,7 @@ class TrainingJob(Job):
         wanted = {"ContainerEntrypoint": ["train"], **specification}
         return self._load(specification["TrainingImage"], wanted, {"TRAINING_JOB_NAME": self.name})
 
-    def sync(self) -> None:
+    def sync(self) -> None:  # noqa: B027  a Processing job copies nothing meanwhile
         """Copy the checkpoints."""
         if self._checkpoints:
             self._checkpoints.sync()
