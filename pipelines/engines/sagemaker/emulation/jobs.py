@@ -244,7 +244,7 @@ class TrainingJob(Job):
         wanted = {"ContainerEntrypoint": ["train"], **specification}
         return self._load(specification["TrainingImage"], wanted, {"TRAINING_JOB_NAME": self.name})
 
-    def sync(self) -> None:  # noqa: B027  a Processing job copies nothing meanwhile
+    def sync(self) -> None:
         """Copy the checkpoints."""
         if self._checkpoints:
             self._checkpoints.sync()
