@@ -1,8 +1,10 @@
 """A Llama decoder for the CPU: the arithmetic of transformers' `LlamaForCausalLM`, laid out for sampling in batches.
 
-What it does otherwise: query, key and value (and gate and up) are one product each; weights are packed once in oneDNN's
-layout where that exists; keys and values live in preallocated slots; tokens that all prompts begin with are computed
-and kept once and attended to as one matrix product; logits are computed for the last token only.
+What it does otherwise: query, key and value (and gate and up) are one product each, which takes the norm's weights and
+the scale of the scores into its own; weights are packed once in oneDNN's layout where that exists; keys and values live
+in preallocated slots, keys transposed as the product with them wants them; tokens that all prompts begin with are
+computed once, and where they are many also kept once and attended to as one matrix product; logits are computed for the
+last token only.
 """
 
 from dataclasses import dataclass
@@ -16,6 +18,8 @@ PREFILL_TOKENS = 1024
 """Tokens that pass through the layers at once while prompts are read: bounds the memory of activations."""
 PACKED_ROWS = 64
 """Rows of a product that the packed layout is best for."""
+COPIED_TOKENS = 32
+"""Shared tokens that are copied into every row's slots: so few are quicker read again than computed apart."""
 HIDDEN = -1e9
 """Score of a slot that may not be attended to; finite, so that a row of padding gives no NaN."""
 
@@ -24,10 +28,8 @@ HIDDEN = -1e9
 class Layer:
     """The weights of one layer; `Tensor`s in plain or packed layout."""
 
-    norm_attention: Tensor
     qkv: Tensor
     out: Tensor
-    norm_mlp: Tensor
     gate_up: Tensor
     down: Tensor
 
@@ -36,8 +38,9 @@ class Layer:
 class Cache:
     """Keys and values per layer: a prefix that all rows share, and each row's own slots.
 
-    Shapes: `prefix_*` [layers, heads, shared tokens, head size]; `own_*` a list over layers of
-    [rows, heads, slots, head size]; `mask` [rows, slots], 0 where a slot may be attended to and `HIDDEN` elsewhere.
+    Shapes: `prefix_keys` [layers, heads, head size, shared tokens]; `own_keys` a list over layers of
+    [rows, heads, head size, slots]; the values with the last two places exchanged; `mask` [rows, slots], 0 where a slot
+    may be attended to and `HIDDEN` elsewhere.
     """
 
     prefix_keys: Tensor
@@ -49,7 +52,7 @@ class Cache:
     @property
     def shared(self) -> int:
         """Number of shared tokens."""
-        return int(self.prefix_keys.shape[2])
+        return int(self.prefix_keys.shape[-1])
 
     def take(self, rows: Tensor) -> "Cache":
         """Return the cache of some rows, by index; an index may stand more than once."""
@@ -109,70 +112,76 @@ class LlamaDecoder:
         """Take over the model's weights; call it after they have changed."""
         plain = _plain(self.model)
         self.layers = [self._layer(layer) for layer in plain.model.layers]
-        self.norm = self._cast(plain.model.norm.weight)
-        self.embedding = self._cast(_weight(plain.get_input_embeddings()))
-        self.head = self._pack(_weight(plain.lm_head))
+        self.embedding = _weight(plain.get_input_embeddings()).detach().to(self.dtype)
+        self.head = self._pack(_weight(plain.lm_head), plain.model.norm)
         self.rotary = plain.model.rotary_emb
 
     def _layer(self, layer: Any) -> Layer:
         attention, mlp = layer.self_attn, layer.mlp
-        qkv = [_weight(attention.q_proj), _weight(attention.k_proj), _weight(attention.v_proj)]
+        query = _weight(attention.q_proj) * self.head_size**-0.5
+        qkv = [query, _weight(attention.k_proj), _weight(attention.v_proj)]
         return Layer(
-            self._cast(layer.input_layernorm.weight),
-            self._pack(torch.cat(qkv)),
+            self._pack(torch.cat(qkv), layer.input_layernorm),
             self._pack(_weight(attention.o_proj)),
-            self._cast(layer.post_attention_layernorm.weight),
-            self._pack(torch.cat([_weight(mlp.gate_proj), _weight(mlp.up_proj)])),
+            self._pack(torch.cat([_weight(mlp.gate_proj), _weight(mlp.up_proj)]), layer.post_attention_layernorm),
             self._pack(_weight(mlp.down_proj)),
         )
 
-    def _cast(self, weight: Tensor) -> Tensor:
-        return weight.detach().to(self.dtype)
-
-    def _pack(self, weight: Tensor) -> Tensor:
-        weight = self._cast(weight).contiguous()
+    def _pack(self, weight: Tensor, norm: Any = None) -> Tensor:
+        """Lay a product's weights out; `norm` is the one before it, whose weights they take in."""
+        weight = weight if norm is None else weight * norm.weight
+        weight = weight.detach().to(self.dtype).contiguous()
         if not torch.backends.mkldnn.is_available():
             return weight
         packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_ROWS)
         return packed
 
     @torch.no_grad()
-    def prefill(self, prompts: list[list[int]], shared: list[int], slots: int) -> tuple[Cache, Tensor, Tensor]:
+    def prefill(self, prompts: list[list[int]], shared: list[int], new: int) -> tuple[Cache, Tensor, Tensor, int]:
         """Read prompts.
 
         Args:
             prompts: Tokens of each prompt after the shared ones; none is empty. They are padded on the left.
             shared: Tokens that stand before every prompt.
-            slots: Own slots per row: the longest prompt and what will be generated.
+            new: Tokens that will be generated.
 
         Returns:
-            The cache, the logits [rows, vocabulary] after each prompt, and each row's next position [rows].
+            The cache, the logits [rows, vocabulary] after each prompt, each row's next position [rows], and the next
+            slot.
         """
+        copied = len(shared) if len(shared) <= COPIED_TOKENS else 0
         length = max(map(len, prompts))
         padding = torch.tensor([length - len(prompt) for prompt in prompts])
         tokens = torch.tensor([[0] * (length - len(prompt)) + prompt for prompt in prompts])
         steps = torch.arange(length)
         positions = (steps - padding[:, None]).clamp(min=0) + len(shared)
-        mask = torch.zeros(len(prompts), slots)
-        mask[:, :length].masked_fill_(steps < padding[:, None], HIDDEN)
-        cache = self._empty(len(prompts), slots, mask)
+        mask = torch.zeros(len(prompts), copied + length + new, dtype=self.dtype)
+        mask[:, copied : copied + length].masked_fill_(steps < padding[:, None], HIDDEN)
+        cache = self._empty(len(prompts), mask)
         if shared:
-            cache.prefix_keys, cache.prefix_values = self._read_shared(shared)
-        logits = self._read(tokens, positions, cache)
-        return cache, logits, torch.tensor([len(shared) + len(prompt) for prompt in prompts])
+            keys, values = self._read_shared(shared)
+            if copied:
+                for depth in range(len(self.layers)):
+                    cache.own_keys[depth][..., :copied] = keys[depth]
+                    cache.own_values[depth][:, :, :copied] = values[depth]
+            else:
+                cache.prefix_keys, cache.prefix_values = keys, values
+        logits = self._read(tokens, positions, cache, copied)
+        return cache, logits, torch.tensor([len(shared) + len(prompt) for prompt in prompts]), copied + length
 
-    def _empty(self, rows: int, slots: int, mask: Tensor) -> Cache:
-        shape, depth = (rows, self.kv_heads, slots, self.head_size), len(self.layers)
-        none = torch.zeros(depth, self.kv_heads, 0, self.head_size, dtype=self.dtype)
-        keys, values = ([torch.zeros(shape, dtype=self.dtype) for _ in range(depth)] for _ in range(2))
-        return Cache(none, none, keys, values, mask)
+    def _empty(self, rows: int, mask: Tensor) -> Cache:
+        heads, size, slots, depth = self.kv_heads, self.head_size, mask.shape[1], len(self.layers)
+        keys = [torch.zeros(rows, heads, size, slots, dtype=self.dtype) for _ in range(depth)]
+        values = [torch.zeros(rows, heads, slots, size, dtype=self.dtype) for _ in range(depth)]
+        none = torch.zeros(depth, heads, size, 0, dtype=self.dtype)
+        return Cache(none, none.transpose(-1, -2), keys, values, mask)
 
     def _read_shared(self, shared: list[int]) -> tuple[Tensor, Tensor]:
-        cache = self._empty(1, len(shared), torch.zeros(1, len(shared)))
-        self._read(torch.tensor([shared]), torch.arange(len(shared))[None], cache)
+        cache = self._empty(1, torch.zeros(1, len(shared), dtype=self.dtype))
+        self._read(torch.tensor([shared]), torch.arange(len(shared))[None], cache, 0)
         return torch.cat(cache.own_keys), torch.cat(cache.own_values)
 
-    def _read(self, tokens: Tensor, positions: Tensor, cache: Cache) -> Tensor:
+    def _read(self, tokens: Tensor, positions: Tensor, cache: Cache, slot: int) -> Tensor:
         """Pass prompts through in blocks of rows and of tokens; return the logits after the last token."""
         rows, length = tokens.shape
         width = min(length, PREFILL_TOKENS)
@@ -182,7 +191,7 @@ class LlamaDecoder:
             block = cache.slice(top, top + height)
             for start in range(0, length, width):
                 some = (slice(top, top + height), slice(start, start + width))
-                hidden = self._layers(tokens[some], positions[some], block, start)
+                hidden = self._layers(tokens[some], positions[some], block, slot + start)
             logits.append(self._logits(hidden[:, -1]))
         return torch.cat(logits)
 
@@ -199,22 +208,25 @@ class LlamaDecoder:
         return self._logits(self._layers(tokens[:, None], positions[:, None], cache, slot)[:, -1])
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        return self._product(self._norm(hidden, self.norm), self.head)
+        return self._product(self._norm(hidden), self.head)
 
     def _layers(self, tokens: Tensor, positions: Tensor, cache: Cache, start: int) -> Tensor:
         """Return hidden states [rows, tokens, size]; keys and values go to the slots from `start` on."""
         hidden = F.embedding(tokens, self.embedding)
         cos, sin = self.rotary(hidden, positions)
-        rotation = cos[:, None], sin[:, None]
+        half = self.head_size // 2
+        sin = torch.cat((-sin[..., :half], sin[..., half:]), -1)
+        rotation = cos[:, :, None], sin[:, :, None]
         seen = start + tokens.shape[1]
-        causal = torch.full((tokens.shape[1], seen), HIDDEN).triu(start + 1)
-        mask = (cache.mask[:, None, :seen] + causal)[:, None, None]
+        mask = cache.mask[:, None, :seen]
+        if tokens.shape[1] > 1:
+            mask = mask + torch.full((tokens.shape[1], seen), HIDDEN, dtype=self.dtype).triu(start + 1)
+        mask = mask[:, None, None]
         for depth, layer in enumerate(self.layers):
-            normed = self._norm(hidden, layer.norm_attention)
-            mixed = self._attend(self._product(normed, layer.qkv), rotation, cache, depth, start, mask)
-            hidden = hidden + self._product(mixed, layer.out)
-            gate, up = self._product(self._norm(hidden, layer.norm_mlp), layer.gate_up).chunk(2, -1)
-            hidden = hidden + self._product(F.silu(gate) * up, layer.down)
+            mixed = self._attend(self._product(self._norm(hidden), layer.qkv), rotation, cache, depth, start, mask)
+            hidden = self._product(mixed, layer.out, hidden)
+            gate, up = self._product(self._norm(hidden), layer.gate_up).chunk(2, -1)
+            hidden = self._product(F.silu(gate).mul_(up), layer.down, hidden)
         return hidden
 
     def _attend(
@@ -224,21 +236,21 @@ class LlamaDecoder:
         rows, tokens, _ = qkv.shape
         heads, size = self.kv_heads, self.head_size
         group, seen = self.heads // heads, start + tokens
-        query, key, value = qkv.view(rows, tokens, -1, size).transpose(1, 2).split([self.heads, heads, heads], 1)
-        query = _rotate(query, *rotation) * size**-0.5
-        cache.own_keys[depth][:, :, start:seen] = _rotate(key, *rotation)
-        cache.own_values[depth][:, :, start:seen] = value
-        keys, values = cache.own_keys[depth][:, :, :seen], cache.own_values[depth][:, :, :seen]
-        own = query.reshape(rows, heads, group * tokens, size)
-        scores = torch.matmul(own, keys.transpose(-1, -2)).view(rows, heads, group, tokens, seen).float() + mask
+        asking, value = qkv.view(rows, tokens, -1, size).split([self.heads + heads, heads], 2)
+        query, key = _rotate(asking, *rotation).split([self.heads, heads], 2)
+        cache.own_keys[depth][..., start:seen] = key.permute(0, 2, 3, 1)
+        cache.own_values[depth][:, :, start:seen] = value.transpose(1, 2)
+        keys, values = cache.own_keys[depth][..., :seen], cache.own_values[depth][:, :, :seen]
+        own = query.transpose(1, 2).reshape(rows, heads, group * tokens, size)
+        scores = torch.matmul(own, keys).view(rows, heads, group, tokens, seen) + mask
         if not cache.shared:
-            weights = scores.softmax(-1).to(qkv.dtype).view(rows, heads, group * tokens, seen)
+            weights = scores.softmax(-1).view(rows, heads, group * tokens, seen)
             return self._join(torch.matmul(weights, values), rows, tokens)
         # All rows ask the same keys: one product per head instead of one per row.
         asked = own.transpose(0, 1).reshape(heads, rows * group * tokens, size)
-        common = torch.matmul(asked, cache.prefix_keys[depth].transpose(-1, -2)).float()
+        common = torch.matmul(asked, cache.prefix_keys[depth])
         common = common.view(heads, rows, group, tokens, cache.shared).transpose(0, 1)
-        weights = torch.cat([common, scores], -1).softmax(-1).to(qkv.dtype)
+        weights = torch.cat([common, scores], -1).softmax(-1)
         first, second = weights.split([cache.shared, seen], -1)
         first = first.transpose(0, 1).reshape(heads, rows * group * tokens, cache.shared)
         mixed = torch.matmul(first, cache.prefix_values[depth]).view(heads, rows, group * tokens, size).transpose(0, 1)
@@ -249,20 +261,33 @@ class LlamaDecoder:
         """[rows, kv heads, group · tokens, size] to [rows, tokens, heads · size]."""
         return mixed.reshape(rows, self.heads, tokens, self.head_size).transpose(1, 2).reshape(rows, tokens, -1)
 
-    def _norm(self, hidden: Tensor, weight: Tensor) -> Tensor:
-        return F.rms_norm(hidden, (hidden.shape[-1],), weight, self.epsilon)
+    def _norm(self, hidden: Tensor) -> Tensor:
+        """Root mean square norm (Zhang and Sennrich 2019, arXiv:1910.07467) without its weights."""
+        length = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True, dtype=torch.float32)
+        scale = length.square_().div_(hidden.shape[-1]).add_(self.epsilon).rsqrt_()
+        return torch.mul(hidden, scale, out=torch.empty_like(hidden))
 
-    def _product(self, hidden: Tensor, weight: Tensor) -> Tensor:
+    def _product(self, hidden: Tensor, weight: Tensor, plus: Tensor | None = None) -> Tensor:
+        """Return `hidden` times the weights' transpose, `plus` something of that shape."""
         if weight.is_mkldnn:
-            product: Tensor = torch.ops.mkldnn._linear_pointwise(hidden, weight, None, "none", [], "")
+            product: Tensor
+            if plus is None:
+                product = torch.ops.mkldnn._linear_pointwise(hidden, weight, None, "none", [], "")
+            else:
+                product = torch.ops.mkldnn._linear_pointwise.binary(hidden, plus, weight, None, "add")
             return product
-        return F.linear(hidden, weight)
+        return F.linear(hidden, weight) if plus is None else F.linear(hidden, weight) + plus
 
 
 def _rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding (Su et al. 2021, arXiv:2104.09864) in the halves layout of Llama."""
-    half = states.shape[-1] // 2
-    return states * cos + torch.cat((-states[..., half:], states[..., :half]), -1) * sin
+    """Rotary position embedding (Su et al. 2021, arXiv:2104.09864) in the halves layout of Llama.
+
+    Args:
+        states: [rows, tokens, heads, head size].
+        cos: [rows, tokens, 1, head size].
+        sin: As `cos`, its first half negated.
+    """
+    return (states * cos).addcmul_(states.roll(states.shape[-1] // 2, -1), sin)
 
 
 def _plain(model: Any) -> Any:

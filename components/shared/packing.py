@@ -4,17 +4,25 @@ The rows of a training batch repeat themselves: all begin with the system turn, 
 one prompt, and often with the same first tokens. A causal model gives equal prefixes equal hidden states, so each is
 computed once. Every packed row holds a tree of tokens; a token attends to itself and its ancestors, and its position is
 its depth. The gradient of a shared token is the sum over the sequences that share it, as it would be without packing.
+
+`use_tree_attention` is the attention of such rows. torch's own fused one takes several times as long on a CPU, most of
+it on the way back: 9 heads of 64 on 8 rows of 128 bf16 tokens, forward and backward, 31 ms against 11 ms on two cores.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import takewhile
+from typing import Any
 
 import torch
 from torch import Tensor
 
-ROW_TOKENS = 512
+ROW_TOKENS = 256
 """Tokens of a packed row, at most (a longer sequence has a row of its own): attention grows with their square."""
+ATTENTION = "assay_tree"
+"""Name of the attention among those of transformers."""
+HIDDEN = -1e9
+"""Score of a token that may not be attended to."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,38 @@ def pack(input_ids: Tensor, attention_mask: Tensor, row_tokens: int = ROW_TOKENS
             mask[number, nodes[:, None], nodes] |= torch.ones(len(path), len(path), dtype=torch.bool).tril()
             place[sequence, real[sequence]] = number * width + nodes
     return Packed(ids, positions, mask[:, None], place)
+
+
+def use_tree_attention(model: Any) -> None:
+    """Let a transformers model compute the attention of packed rows by plain products; other calls stay as they were.
+
+    Queries that share a key's head (Ainslie et al. 2023, arXiv:2305.13245) are one product with it.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import sdpa_mask
+
+    def attend(
+        module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, **more: Any
+    ) -> tuple[Tensor, None]:
+        if mask is None or mask.dtype == torch.bool:
+            return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **more)  # type: ignore[no-any-return]
+        rows, heads, tokens, size = query.shape
+        shared = key.shape[1]
+        asked = (query * scaling).reshape(rows, shared, -1, size)
+        scores = torch.matmul(asked, key.transpose(-1, -2)).view(rows, shared, -1, tokens, tokens)
+        weights = (scores + mask[:, :, None]).softmax(-1).view(rows, shared, -1, tokens)
+        mixed = torch.matmul(weights, value).view(rows, heads, tokens, size)
+        return mixed.transpose(1, 2).contiguous(), None
+
+    AttentionInterface.register(ATTENTION, attend)
+    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+    model.set_attn_implementation(ATTENTION)
+
+
+def tree_mask(packed: Packed, dtype: torch.dtype) -> Tensor:
+    """Return a packed batch's mask as `use_tree_attention` takes it: what is added to scores of this type."""
+    return torch.zeros(packed.mask.shape, dtype=dtype).masked_fill_(~packed.mask, HIDDEN)
 
 
 @dataclass

@@ -24,7 +24,7 @@ from ..contracts.recipe import TrainSettings
 from ..runtime.context import Stopped, progress, work_folder
 from .llama import is_supported
 from .models import load_model, load_tokenizer, multiplies_bf16, save_model, set_threads
-from .packing import pack
+from .packing import pack, tree_mask, use_tree_attention
 
 CHECKPOINTS = 2
 """Complete checkpoints kept: the newest, and one before it should that one be damaged."""
@@ -133,6 +133,8 @@ def score_answers_only(trainer: Any, temperature: float = 1.0) -> None:
     model = trainer.model
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
     before = model.forward
+    if is_supported(model):
+        use_tree_attention(model)
 
     def forward(*positional: Any, fused_lm_head: bool = False, labels: Any = None, **named: Any) -> Any:
         if not fused_lm_head:
@@ -169,7 +171,9 @@ def _hidden_states(
     """Return hidden states [places, size], and the place of each input token [sequences, length] among them."""
     if attention_mask is not None and is_supported(model):
         packed = pack(input_ids, attention_mask)
-        hidden = model.base_model(packed.ids, attention_mask=packed.mask, position_ids=packed.positions, **named)
+        arithmetic = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else model.dtype
+        mask = tree_mask(packed, arithmetic)
+        hidden = model.base_model(packed.ids, attention_mask=mask, position_ids=packed.positions, **named)
         return hidden.last_hidden_state.flatten(0, 1), packed.place
     hidden = model.base_model(input_ids, attention_mask=attention_mask, **named).last_hidden_state
     return hidden.flatten(0, 1), torch.arange(input_ids.numel()).view(input_ids.shape)

@@ -65,7 +65,7 @@ def test_greedy_equals_transformers_on_the_real_model(base_model: Path, tiny_tok
     assert answers[0][0].finished
 
 
-@pytest.mark.parametrize("shared", [0, 40])
+@pytest.mark.parametrize("shared", [0, 12, 40], ids=["none", "copied to each row", "kept once"])
 @pytest.mark.parametrize(
     "changes",
     [
@@ -104,10 +104,11 @@ def test_logits_equal_transformers(tiny_tokenizer: Any) -> None:
     model, prompts = small(), [[3, 4, 5, 6], [7, 8]]
     decoder = Generator(model, tiny_tokenizer, torch.float32).decoder
     assert decoder
-    _, logits, positions = decoder.prefill(prompts, [], 8)
+    _, logits, positions, slot = decoder.prefill(prompts, [], 8)
     expected = torch.stack([model(torch.tensor([prompt])).logits[0, -1] for prompt in prompts])
     torch.testing.assert_close(logits, expected.detach(), atol=1e-5, rtol=1e-5)
     assert positions.tolist() == [4, 2]
+    assert slot == 4
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])

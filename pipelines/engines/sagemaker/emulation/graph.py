@@ -47,9 +47,9 @@ class Graph:
 
     def _launch(self, steps: list[dict[str, Any]], scope: Scope) -> list[threading.Thread]:
         made = [threading.Thread(target=self._run, args=(step, scope), name=step["Name"]) for step in steps]
-        self.threads += made
         for thread in made:
             thread.start()
+            self.threads.append(thread)  # only now: who joins may take it from the list at once
         return made
 
     def _join(self) -> None:
