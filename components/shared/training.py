@@ -171,9 +171,7 @@ def _hidden_states(
     """Return hidden states [places, size], and the place of each input token [sequences, length] among them."""
     if attention_mask is not None and is_supported(model):
         packed = pack(input_ids, attention_mask)
-        arithmetic = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else model.dtype
-        mask = tree_mask(packed, arithmetic)
-        hidden = model.base_model(packed.ids, attention_mask=mask, position_ids=packed.positions, **named)
+        hidden = model.base_model(packed.ids, attention_mask=tree_mask(packed), position_ids=packed.positions, **named)
         return hidden.last_hidden_state.flatten(0, 1), packed.place
     hidden = model.base_model(input_ids, attention_mask=attention_mask, **named).last_hidden_state
     return hidden.flatten(0, 1), torch.arange(input_ids.numel()).view(input_ids.shape)

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from assay.components.contracts.errors import RecipeError
 
-from .options import HOME, Home, Json, ModelName, use
+from .options import HOME, Deploy, Home, Json, ModelName, use
 
 
 def serve(
@@ -78,3 +78,16 @@ def rollback(
     use(home)
     entry = registry.rollback(name, reason=reason, to=to)
     print(f"{name}: version {entry.version} is champion again")
+
+
+def mirror(
+    name: ModelName,
+    deploy: Deploy = None,
+    version: Annotated[int | None, typer.Option(min=1, help="Which version; the champion's when left out.")] = None,
+    home: Home = HOME,
+) -> None:
+    """Put a version beside SageMaker's models: a model package, pending approval. Approving it promotes nothing."""
+    from ..engines.sagemaker import packages
+
+    use(home)
+    print(packages.publish(name, version, deploy))

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attempts import RECIPE
 from kfp import dsl
 
 from assay.components.contracts.artifacts import read_manifest, seal
@@ -24,6 +23,7 @@ from assay.components.deploy_model.deploy import check_parity
 from assay.components.deploy_model.parity import Answer, compare, golden_prompts
 from assay.components.register_model.component import register_model
 from assay.components.shared import registry, tracking
+from fixtures.attempts import RECIPE
 
 SETTINGS = EvaluateSettings(golden_prompts=2, max_new_tokens=8)
 SIGS = ("Take 2 tabs po q6h prn pain", "1 cap daily", "Instill 1 drop in each eye bid")

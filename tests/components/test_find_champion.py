@@ -1,13 +1,13 @@
 from pathlib import Path
 
 import pytest
-from attempts import Attempt
 from kfp import dsl
 
 from assay.components.contracts.artifacts import read_manifest
 from assay.components.contracts.errors import RegistryError
 from assay.components.find_champion.component import find_champion
 from assay.components.shared import registry
+from fixtures.attempts import Attempt
 
 
 @pytest.fixture(autouse=True)

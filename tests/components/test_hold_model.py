@@ -1,11 +1,11 @@
 from pathlib import Path
 
 import pytest
-from attempts import Attempt
 
 from assay.components.contracts.errors import RegistryError
 from assay.components.hold_model.component import hold_model
 from assay.components.shared import registry
+from fixtures.attempts import Attempt
 
 
 @pytest.fixture(autouse=True)

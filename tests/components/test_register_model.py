@@ -10,13 +10,13 @@ from typing import Any
 
 import mlflow
 import pytest
-from attempts import RECIPE, Attempt
 
 from assay.components.contracts.artifacts import read_manifest
 from assay.components.contracts.errors import DataError, RegistryError
 from assay.components.register_model import register
 from assay.components.register_model.register import flatten, metrics_of
 from assay.components.shared import registry, tracking
+from fixtures.attempts import RECIPE, Attempt
 
 
 @pytest.fixture(scope="module")

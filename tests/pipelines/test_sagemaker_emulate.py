@@ -13,7 +13,6 @@ from assay.components.runtime import s3
 from assay.pipelines.engines.sagemaker import emulate
 from assay.pipelines.engines.sagemaker.emulation.aws import client, provide
 from assay.pipelines.engines.sagemaker.emulation.jobs import Fault
-from assay.pipelines.engines.sagemaker.emulation.machines import docker_answers
 from fixtures import aws
 from fixtures.definitions import Book, condition, equals, get, join, model, output, parameter
 
@@ -371,38 +370,6 @@ def test_what_cannot_be_emulated_and_parameters_that_do_not_fit_are_refused(acco
     for given, said in [({}, "has no value"), ({"n": "x"}, "'x' is not a Integer"), ({"m": 1}, "no parameter 'm'")]:
         with pytest.raises(RunError, match=said):
             emulate.bind(definition, given)
-
-
-IMAGE = os.environ.get("ASSAY_TEST_IMAGE", "")
-"""An image of the data role with this code in it."""
-
-
-@pytest.mark.skipif(not (IMAGE and docker_answers()), reason="no Docker daemon, or no image named by ASSAY_TEST_IMAGE")
-def test_requests_run_in_containers_where_docker_answers(account):
-    account.emulator.containers, account.emulator.images = True, {"assay-data": IMAGE}
-    account.emulator.environment = {"OMP_NUM_THREADS": "1"}  # no path of this machine
-    generate, validate = "generate_data.component:generate_data", "prepare_data.component:prepare_data"
-    made = account.book.processing(
-        "generate",
-        f"assay.components.{generate}",
-        {"task": ("STRING", "medication_directions"), "seed": ("NUMBER_INTEGER", 0)},
-        given={"rows": ("NUMBER_INTEGER", get("Parameters.rows"))},
-        outputs={"raw": "system.Dataset"},
-    )
-    wrong = account.book.processing(
-        "prepare",
-        f"assay.components.{validate}",
-        {"settings": ("STRUCT", {})},
-        artifacts={"accepted": output("generate", "raw")},
-        outputs={"data": "system.Dataset", "summary": "system.Metrics"},
-    )
-    rows = [{"Name": "rows", "Type": "Integer", "DefaultValue": 12}]
-    execution = account.run(made, wrong, parameters=rows)
-    assert execution.steps["generate"].state == "Succeeded", execution.reason
-    uri = execution.steps["generate"].properties["ProcessingOutputConfig"]["Outputs"][0]["S3Output"]["S3Uri"]
-    assert set(s3.objects(account.client, uri)) == {"manifest.json", "rows.jsonl"}
-    assert "this is a 'raw' artifact; wanted 'rows'" in execution.steps["prepare"].reason
-    assert "exit code: 2" in execution.reason
 
 
 def test_the_command_runs_a_compiled_definition(tmp_path, monkeypatch, capsys):

@@ -6,19 +6,24 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import boto3
 import pytest
+import yaml
 from botocore.validate import ParamValidator
+from click.testing import Result
+from typer.testing import CliRunner
 
 from assay.components.contracts.errors import AssayError, RecipeError, RunError
 from assay.components.runtime import s3
+from assay.components.shared import registry
+from assay.pipelines.cli import app
 from assay.pipelines.engines.sagemaker import packages, schedule, submit
 from assay.pipelines.engines.sagemaker.aws import Account
 from assay.pipelines.engines.sagemaker.emulate import Emulator
 from assay.pipelines.engines.sagemaker.emulation.aws import local_aws
 from assay.pipelines.engines.sagemaker.emulation.service import Service
 from assay.pipelines.engines.sagemaker.submit import Submission
-from fixtures import aws
+from fixtures import aws, clouds
+from fixtures.attempts import Attempt
 from fixtures.definitions import ROLE, Book, condition, equals, get, output, parameter
 
 GATE = """
@@ -213,37 +218,6 @@ def test_what_eventbridge_cannot_keep_is_refused(cron):
         schedule.expression(cron)
 
 
-def written_object_reaches_eventbridge(account, bucket: str) -> bool:
-    """moto does not tell whether a bucket's events are on, and acts on it all the same."""
-    queues = boto3.client("sqs")
-    queue = queues.create_queue(QueueName="seen")["QueueUrl"]
-    arn = queues.get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
-    account.events.put_rule(Name="seen", EventPattern=json.dumps({"source": ["aws.s3"]}))
-    account.events.put_targets(Rule="seen", Targets=[{"Id": "queue", "Arn": arn}])
-    account.s3.put_object(Bucket=bucket, Key="rows/_SUCCESS", Body=b"")
-    return bool(queues.receive_message(QueueUrl=queue).get("Messages"))
-
-
-def test_new_data_makes_a_rule_and_keeps_the_buckets_other_notifications(account):
-    bucket = aws.bucket(account.s3)
-    topic = {"TopicArn": "arn:aws:sns:eu-west-1:123456789012:others", "Events": ["s3:ObjectRemoved:*"]}
-    boto3.client("sns").create_topic(Name="others")
-    account.s3.put_bucket_notification_configuration(
-        Bucket=bucket, NotificationConfiguration={"TopicConfigurations": [topic]}
-    )
-    for _ in range(2):
-        said = schedule.on_new_data(account, PIPELINE, ROLE, f"s3://{bucket}/rows", {"data": "x"}, "_SUCCESS")
-    assert said == f"lamps runs when _SUCCESS is written below s3://{bucket}/rows: rule lamps-new-data"
-    kept = account.s3.get_bucket_notification_configuration(Bucket=bucket)
-    assert kept["TopicConfigurations"][0]["TopicArn"] == topic["TopicArn"]
-    assert written_object_reaches_eventbridge(account, bucket)
-    (rule,) = account.events.list_rules(NamePrefix="lamps")["Rules"]
-    detail = json.loads(rule["EventPattern"])["detail"]
-    assert detail == {"bucket": {"name": [bucket]}, "object": {"key": [{"wildcard": "rows/*_SUCCESS"}]}}
-    (target,) = account.events.list_targets_by_rule(Rule="lamps-new-data")["Targets"]
-    assert target["SageMakerPipelineParameters"]["PipelineParameterList"] == [{"Name": "data", "Value": "x"}]
-
-
 def version(**changes) -> packages.Version:
     lineage = {"data": "d" * 64, "recipe": "r" * 64, "content": "c" * 64}
     given = {
@@ -272,6 +246,39 @@ def test_a_version_is_mirrored_once_pending_approval_with_its_lineage(account):
         "assay.recipe": "r" * 64,
         "assay.version": "3",
     }
+
+
+def test_the_command_mirrors_the_champion_of_the_profiles_registry(account, tmp_path, monkeypatch):
+    bucket, image = aws.bucket(account.s3), version().image
+    where = {"registry": f"s3://{bucket}/registry", "mlflow_tracking_uri": f"sqlite:///{tmp_path}/mlflow.db"}
+    for name, value in zip(("ASSAY_REGISTRY", "MLFLOW_TRACKING_URI"), where.values(), strict=True):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("ASSAY_HOME", str(tmp_path / "home"))
+    profile = tmp_path / "deploy.yaml"
+
+    def mirror(**settings) -> Result:
+        profile.write_text(yaml.safe_dump({**clouds.PROFILE, "region": aws.REGION, **settings}))
+        return CliRunner().invoke(app, ["mirror", "lamps-of-ours", "--deploy", str(profile)])
+
+    for settings, words in [({}, "the registry is not there"), ({"registry": where["registry"]}, "names the image")]:
+        refused = mirror(**settings).exception
+        assert isinstance(refused, RecipeError)
+        assert words in str(refused)
+    attempt = Attempt(tmp_path, "weights")
+    attempt.register("lamps-of-ours")
+    everything = {**where, "images": {"serve": image}}
+    assert "has no champion" in str(mirror(**everything).exception)
+    registry.promote("lamps-of-ours", 1)
+    arn = mirror(**everything).stdout.strip()
+    assert mirror(**everything).stdout.strip() == arn
+    told = account.sagemaker.describe_model_package(ModelPackageName=arn)
+    assert told["ModelApprovalStatus"] == "PendingManualApproval"
+    assert told["CustomerMetadataProperties"]["assay.content"] == attempt.content
+    assert told["CustomerMetadataProperties"]["assay.decision"] == registry.history("lamps-of-ours")[0].decision
+    (container,) = told["InferenceSpecification"]["Containers"]
+    place = container["ModelDataSource"]["S3DataSource"]["S3Uri"]
+    assert container["Image"] == image
+    assert "model.safetensors" in s3.objects(account.s3, place)
 
 
 def test_requests_fit_the_services_model(account):

@@ -60,11 +60,6 @@ class Account:
         """EventBridge Scheduler."""
         return self._client("scheduler")
 
-    @cached_property
-    def events(self) -> Any:
-        """EventBridge rules."""
-        return self._client("events")
-
     def _client(self, name: str) -> Any:
         import boto3
         from botocore.config import Config

@@ -4,13 +4,16 @@ The ledger stays the truth. The package is for people and tools that look for mo
 to decide, and approving it promotes nothing.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from assay.components.contracts.artifacts import digest_of
-from assay.components.contracts.errors import RegistryError
+from assay.components.contracts.errors import RecipeError, RegistryError
 
+from . import engine
 from .aws import Account, Refused, talking
 
 CONTENT, VERSION = "assay.content", "assay.version"
@@ -38,13 +41,13 @@ class Version:
     """Digests of what it was made from: `data`, `results`, `recipe`, `base_model`."""
 
     @classmethod
-    def registered(cls, name: str, number: int, model: str, image: str) -> "Version":
+    def registered(cls, name: str, number: int | None, registry_at: str, image: str) -> "Version":
         """Read a version from the ledger, and its lineage from MLflow.
 
         Args:
             name: The registered model.
-            number: Its version.
-            model: S3 prefix of the model's folder.
+            number: Its version; None for the champion's.
+            registry_at: S3 prefix of the registry.
             image: Image that serves it.
 
         Raises:
@@ -52,18 +55,56 @@ class Version:
         """
         from assay.components.shared import registry, tracking
 
-        entry = registry.registered(name, version=number)
+        entry = registry.champion(name) if number is None else registry.registered(name, version=number)
         if entry is None:
-            raise RegistryError(f"{name!r} has no version {number}", fix="`assay history` lists what there is")
+            raise RegistryError(
+                f"{name!r} has no {'champion' if number is None else f'version {number}'}",
+                where=registry_at,
+                fix="`assay history` lists what there is",
+            )
         with tracking.connected() as client:
-            tags = dict(client.get_model_version(name, str(number)).tags)
-        return cls(name, number, entry.content, entry.decision, entry.reason, model, image, tags)
+            tags = dict(client.get_model_version(name, str(entry.version)).tags)
+        model = f"{registry_at.rstrip('/')}/models/{entry.content}"
+        return cls(name, entry.version, entry.content, entry.decision, entry.reason, model, image, tags)
 
     def properties(self) -> dict[str, str]:
         """Return what stands in the package's metadata."""
         told = {f"assay.{key}": value for key, value in self.lineage.items()}
         told |= {CONTENT: self.content, VERSION: str(self.number), "assay.decision": self.decision}
         return {key: value[:VALUE_CHARACTERS] for key, value in sorted(told.items())}
+
+
+def publish(name: str, number: int | None, deploy: Path | None) -> str:
+    """Mirror a version of the registry that a deploy profile names; return the ARN of its model package.
+
+    Args:
+        name: The registered model.
+        number: Its version; None for the champion's.
+        deploy: The deploy profile.
+
+    Raises:
+        RecipeError: The profile is wrong, its registry is not on S3, or it names no image that serves.
+        RegistryError: There is no such version.
+        RunError: AWS refuses.
+    """
+    profile = engine.profile_of(deploy)
+    if not profile.registry.startswith("s3://"):
+        raise RecipeError(
+            "SageMaker reads a model's files from S3, and the registry is not there",
+            where=f"{deploy}: registry",
+            fix="put the registry on S3: registry: s3://bucket/prefix",
+        )
+    if not profile.images.serve:
+        raise RecipeError(
+            "a model package names the image that serves it",
+            where=f"{deploy}: images.serve",
+            fix="push the images (`assay images push`) and write the URI there",
+        )
+    os.environ["ASSAY_REGISTRY"] = profile.registry
+    if profile.mlflow_tracking_uri:
+        os.environ["MLFLOW_TRACKING_URI"] = profile.mlflow_tracking_uri
+    version = Version.registered(name, number, profile.registry, profile.images.serve)
+    return mirror(Account(profile.region), version)
 
 
 def mirror(account: Account, version: Version) -> str:

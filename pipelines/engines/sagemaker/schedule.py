@@ -1,17 +1,15 @@
-"""When a pipeline runs: at times (EventBridge Scheduler), or when new rows arrive (S3 → EventBridge).
+"""When a pipeline runs: at times, by EventBridge Scheduler. When new rows arrive: see `infra/aws/assay.yaml`.
 
-Doing it twice changes nothing: a schedule and a rule have the pipeline's name. Both services deliver at least once and
-start a pipeline without a token of ours, so in rare cases one moment starts two executions; the second one finds every
-step in the cache, and the registry refuses the same promotion twice.
+Doing it twice changes nothing: a schedule has the pipeline's name. The service delivers at least once and starts a
+pipeline without a token of ours, so in rare cases one moment starts two executions; the second one finds every step in
+the cache, and the registry refuses the same promotion twice.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from assay.components.contracts.errors import RecipeError
-from assay.components.runtime import s3
 
 from .aws import Account, Refused, talking
 
@@ -62,46 +60,6 @@ def at_times(account: Account, pipeline: str, role: str, cron: str, parameters: 
     return f"{name} runs at {wanted['ScheduleExpression']} UTC: schedule {done}"
 
 
-def on_new_data(
-    account: Account, pipeline: str, role: str, watched: str, parameters: Mapping[str, str], marker: str = ""
-) -> str:
-    """Make a pipeline run when an object is written below a prefix; return one line that says so.
-
-    Args:
-        account: Where.
-        pipeline: Its ARN.
-        role: That EventBridge takes; it must trust `events.amazonaws.com` and may start the pipeline.
-        watched: S3 prefix.
-        parameters: Values of the pipeline's parameters, for example the prefix as `data`.
-        marker: Name of the object that says a delivery is complete, for example `_SUCCESS`; without one, every object
-            of a delivery starts an execution.
-
-    Raises:
-        RunError: AWS refuses.
-    """
-    name = f"{pipeline.rpartition('/')[2]}-new-data"
-    bucket, prefix = s3.split(watched)
-    _notify(account, bucket, watched)
-    key = {"wildcard": f"{prefix}/*{marker}"} if marker else {"prefix": f"{prefix}/"}
-    pattern = {
-        "source": ["aws.s3"],
-        "detail-type": ["Object Created"],
-        "detail": {"bucket": {"name": [bucket]}, "object": {"key": [key]}},
-    }
-    target = {
-        "Id": "pipeline",
-        "Arn": pipeline,
-        "RoleArn": role,
-        "SageMakerPipelineParameters": {"PipelineParameterList": _listed(parameters)},
-    }
-    with talking("make the rule for new data", name):  # both calls set the whole, so they may be repeated
-        account.events.put_rule(Name=name, EventPattern=json.dumps(pattern, sort_keys=True), State="ENABLED")
-        answer = account.events.put_targets(Rule=name, Targets=[target])
-    if answer.get("FailedEntryCount"):
-        raise RecipeError(str(answer["FailedEntries"][0].get("ErrorMessage")), where=name, fix="correct the role")
-    return f"{pipeline.rpartition('/')[2]} runs when {marker or 'an object'} is written below {watched}: rule {name}"
-
-
 def expression(cron: str) -> str:
     """Return a crontab line's five fields as EventBridge writes them.
 
@@ -134,19 +92,6 @@ def _schedule(account: Account, name: str) -> dict[str, Any] | None:
         if error.missing:
             return None
         raise
-
-
-def _notify(account: Account, bucket: str, watched: str) -> None:
-    """Let a bucket tell EventBridge of its objects, and keep whom else it tells."""
-    with talking("read the bucket's notifications", watched):
-        known = account.s3.get_bucket_notification_configuration(Bucket=bucket)
-    known.pop("ResponseMetadata", None)
-    if "EventBridgeConfiguration" in known:
-        return
-    with talking("switch on the bucket's events", watched):
-        account.s3.put_bucket_notification_configuration(
-            Bucket=bucket, NotificationConfiguration={**known, "EventBridgeConfiguration": {}}
-        )
 
 
 def _listed(parameters: Mapping[str, str]) -> list[dict[str, str]]:
