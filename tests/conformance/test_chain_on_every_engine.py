@@ -55,7 +55,7 @@ class Engines:
         self.inside = {
             "OMP_NUM_THREADS": str(self.cores),
             "OMP_WAIT_POLICY": "PASSIVE",
-            "GOMP_SPINCOUNT": "2000",
+            "GOMP_SPINCOUNT": "20000",
             "ASSAY_CPUS": str(self.cores),
             "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
         }

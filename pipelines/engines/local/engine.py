@@ -219,9 +219,9 @@ def _environment(home: Path) -> dict[str, str]:
     return {
         **embedded,
         # Threads that spin while they wait bring a busy machine to a halt; threads that sleep at once cost a quarter of
-        # a training on a quiet one. GNU's OpenMP, which torch brings, spins for some microseconds, others sleep.
+        # a training on a quiet one. GNU's OpenMP, which torch brings, spins for half a millisecond, others sleep.
         "OMP_WAIT_POLICY": "PASSIVE",
-        "GOMP_SPINCOUNT": "2000",
+        "GOMP_SPINCOUNT": "20000",
         **os.environ,
         "PATH": python + os.pathsep + os.environ.get("PATH", os.defpath),
         "ASSAY_HOME": str(home),
