@@ -28,6 +28,7 @@ from fixtures.definitions import ROLE, Book, condition, equals, get, output, par
 
 GATE = """
 import json
+import time
 from pathlib import Path
 
 from kfp.dsl import Artifact, Output
@@ -38,6 +39,8 @@ from assay.components.contracts.errors import DataError
 def gate(word: str, decision: Output[Artifact]) -> bool:
     if word == "broken":
         raise DataError("two rows are bad", where="rows.jsonl:3", fix="correct them")
+    while word.startswith("/") and not Path(word).exists():
+        time.sleep(0.05)
     Path(decision.path).mkdir(parents=True)
     (Path(decision.path) / "decision.json").write_text(json.dumps({"decision": word, "reason": f"because {word}"}))
     return word == "promote"
@@ -145,9 +148,13 @@ def test_the_same_trigger_twice_is_one_execution_and_another_one_is_another(subm
     assert [outcome.state for outcome in (first, second, third)] == ["SUCCEEDED"] * 3
 
 
-def test_without_waiting_it_says_that_it_was_submitted_and_a_second_one_joins(submission):
-    quiet = {"wait": False, "on_event": lambda event: None}
-    first, second = submit.execute(submission, **quiet), submit.execute(submission, **quiet)
+def test_without_waiting_it_says_that_it_was_submitted_and_a_second_one_joins(submission, tmp_path):
+    go_on = tmp_path / "go on"  # until it is there, the first one is going
+    quiet = {"wait": False, "on_event": lambda event: None, "parameters": {"word": str(go_on)}}
+    try:
+        first, second = submit.execute(submission, **quiet), submit.execute(submission, **quiet)
+    finally:
+        go_on.touch()
     assert first.state == second.state == "SUBMITTED"
     assert first.run == second.run
     assert run(submission)[0].state == "SUCCEEDED"
