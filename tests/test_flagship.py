@@ -1,4 +1,4 @@
-"""The flagship recipe as a user runs it: `make test-heavy`, a quarter of an hour on two cores."""
+"""The flagship recipe as a user runs it: `make test-heavy`, twelve minutes on two cores."""
 
 import json
 import os
