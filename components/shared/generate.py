@@ -242,7 +242,7 @@ class _Chooser:
             rows: Which of the batch's rows these are.
             step: Which token it is.
         """
-        if not self.temperature:  # the likeliest block first: argmax itself is not vectorised, and ten times slower
+        if not self.temperature:  # the likeliest block first: argmax itself is not vectorised, and six times slower
             blocks = _blocks(logits, -torch.inf)
             best = blocks.amax(-1).argmax(-1)
             return best * BLOCK + blocks[torch.arange(len(blocks)), best].argmax(-1)

@@ -201,7 +201,7 @@ def test_the_job_belongs_to_the_launchers_pod(cluster, tmp_path):
 def test_a_sigterm_deletes_the_job_and_the_next_attempt_goes_on(cluster, tmp_path):
     launcher = launch(cluster, tmp_path, step="train", steps=60)
     journal = tmp_path / "journal.jsonl"
-    (work,) = wait_for(lambda: list((tmp_path / "volume").glob("*/work/step")))
+    (work,) = wait_for(lambda: list((tmp_path / "volume").rglob("step")))
     wait_for(lambda: int(work.read_text() or 0) > 3)
     launcher.send_signal(signal.SIGTERM)
     launcher.communicate(timeout=60)
