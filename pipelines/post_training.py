@@ -29,7 +29,7 @@ from kfp import dsl
 from kfp.compiler import Compiler
 
 from assay.components.build_preferences.component import build_preferences
-from assay.components.contracts.recipe import Kind, PreferenceSettings, Recipe
+from assay.components.contracts.recipe import Kind, PreferenceSettings, Recipe, TrainSettings
 from assay.components.deploy_model.component import deploy_model
 from assay.components.evaluate.component import evaluate
 from assay.components.find_champion.component import find_champion
@@ -107,25 +107,12 @@ class Stages:
     def train(self) -> None:
         """Add the training stages, each starting from the best model so far."""
         recipe = self.recipe
-        tuned = train_sft(
-            settings=recipe.sft.model_dump(mode="json"),
-            task=recipe.task,
-            seed=recipe.seed,
-            base=self.best,
-            data=self.data,
-        )
-        self._stage("sft", "Train: SFT", tuned)
+        if recipe.sft:
+            self._stage("sft", train_sft(**self._given(recipe.sft), base=self.best, data=self.data))
         if recipe.preference:
-            self._stage("preference", "Train: DPO", self._train_preference(recipe.preference))
+            self._stage("preference", self._train_preference(recipe.preference))
         if recipe.rl:
-            tuned = train_rl(
-                settings=recipe.rl.model_dump(mode="json"),
-                task=recipe.task,
-                seed=recipe.seed,
-                base=self.best,
-                data=self.data,
-            )
-            self._stage("rl", "Train: GRPO", tuned)
+            self._stage("rl", train_rl(**self._given(recipe.rl), base=self.best, data=self.data))
 
     def decide(self) -> None:
         """Add the evaluation, the gate, its two branches, and the report."""
@@ -172,23 +159,23 @@ class Stages:
         )
         place(report.set_display_name("Write report"), recipe, "light")
 
+    def _given(self, settings: TrainSettings) -> dict[str, Any]:
+        """Return what every training step is told."""
+        return {"settings": settings.model_dump(mode="json"), "task": self.recipe.task, "seed": self.recipe.seed}
+
     def _train_preference(self, preference: PreferenceSettings) -> Any:
-        recipe, settings = self.recipe, preference.model_dump(mode="json")
-        sampled = sample_candidates(
-            settings=settings, task=recipe.task, seed=recipe.seed, model=self.best, data=self.data
-        )
+        recipe, given = self.recipe, self._given(preference)
+        sampled = sample_candidates(**given, model=self.best, data=self.data)
         place(sampled.set_display_name("Sample candidates"), recipe, "generate")
-        paired = build_preferences(settings=settings, candidates=sampled.outputs["candidates"])
+        paired = build_preferences(settings=given["settings"], candidates=sampled.outputs["candidates"])
         place(paired.set_display_name("Build preference pairs"), recipe, "light")
         self.summaries |= {"candidates": sampled.outputs["summary"], "pairs": paired.outputs["summary"]}
-        return train_preference(
-            settings=settings, task=recipe.task, seed=recipe.seed, base=self.best, pairs=paired.outputs["pairs"]
-        )
+        return train_preference(**given, base=self.best, pairs=paired.outputs["pairs"])
 
-    def _stage(self, name: str, title: str, trained: Any) -> None:
+    def _stage(self, name: str, trained: Any) -> None:
         """Let a stage's model compete with its input, and go on with the better one."""
-        recipe = self.recipe
-        place(trained.set_display_name(title), recipe, "train")
+        recipe, title = self.recipe, self.recipe.stages[name]
+        place(trained.set_display_name(f"Train: {title}"), recipe, "train")
         chosen = select_model(
             settings=recipe.select.model_dump(mode="json"),
             evaluation=recipe.evaluate.model_dump(mode="json"),
@@ -197,7 +184,7 @@ class Stages:
             challenger=trained.outputs["model"],
             data=self.data,
         )
-        place(chosen.set_display_name(f"Select after {title.removeprefix('Train: ')}"), recipe, "generate")
+        place(chosen.set_display_name(f"Select after {title}"), recipe, "generate")
         self.summaries |= {name: trained.outputs["summary"], f"select_{name}": chosen.outputs["summary"]}
         self.stages[name] = trained.outputs["model"]
         self.best = chosen.outputs["best"]

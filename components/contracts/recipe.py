@@ -5,7 +5,7 @@ section only. `profiles` are overlays by name (`--profile gpu`), merged before v
 """
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator, model_validator
@@ -82,12 +82,16 @@ class TrainSettings(Section):
 class SFTSettings(TrainSettings):
     """Supervised fine-tuning; the loss is on the assistant's tokens only."""
 
+    title: ClassVar[str] = "SFT"
+
     packing: bool = False
     """Several examples in one sequence (needs flash attention to stay exact; GPU profile)."""
 
 
 class PreferenceSettings(TrainSettings):
     """Pairs, and DPO on them (Rafailov et al. 2023, arXiv:2305.18290)."""
+
+    title: ClassVar[str] = "DPO"
 
     learning_rate: float = Field(5e-5, gt=0, lt=1)
     prompts: int = Field(160, ge=1)
@@ -114,6 +118,8 @@ class PreferenceSettings(TrainSettings):
 
 class RLSettings(TrainSettings):
     """GRPO from verifiable rewards (Shao et al. 2024, arXiv:2402.03300)."""
+
+    title: ClassVar[str] = "GRPO"
 
     learning_rate: float = Field(5e-5, gt=0, lt=1)
     max_steps: int = Field(16, ge=-1)
@@ -216,6 +222,8 @@ class Resources(Section):
     retries: int = Field(0, ge=0)
 
 
+STAGES = ("sft", "preference", "rl")
+"""Sections of a recipe that train a model each from the one before, in the order of the climb."""
 Kind = Literal["light", "train", "generate"]
 """Of step, by what it asks of the engine."""
 
@@ -231,11 +239,10 @@ class Recipe(Section):
     """`package:NAME`, a hub name, a folder, `s3://bucket/prefix` or `models:/name@alias`."""
     seed: int = Field(0, ge=0)
     data: DataSettings = DataSettings()
-    sft: SFTSettings = SFTSettings()
+    sft: SFTSettings | None = SFTSettings()
+    """None (or false) leaves the stage out; so with each stage."""
     preference: PreferenceSettings | None = PreferenceSettings()
-    """None (or false) leaves the stage out."""
     rl: RLSettings | None = RLSettings()
-    """None (or false) leaves the stage out."""
     select: SelectSettings = SelectSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     judge: JudgeSettings = JudgeSettings()
@@ -249,12 +256,18 @@ class Recipe(Section):
         "generate": Resources(cpus=2, memory_gb=8),
     }
 
-    @field_validator("preference", "rl", mode="before")
+    @property
+    def stages(self) -> dict[str, str]:
+        """Name and title of each training stage that the recipe has, in the order of the climb."""
+        every = {name: getattr(self, name) for name in STAGES}
+        return {name: section.title for name, section in every.items() if section}
+
+    @field_validator(*STAGES, mode="before")
     @classmethod
     def _read_left_out(cls, value: Any) -> Any:
         return None if value is False else value
 
-    @field_serializer("preference", "rl", when_used="json")
+    @field_serializer(*STAGES, when_used="json")
     def _write_left_out(self, value: Section | None) -> Any:
         return value or False  # the IR's constants have no null, and a missing key would be the default again
 

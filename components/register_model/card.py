@@ -44,10 +44,8 @@ def _use(recipe: Recipe) -> str:
 
 
 def _training(recipe: Recipe) -> str:
-    stages = {"SFT": recipe.sft, "DPO": recipe.preference, "GRPO": recipe.rl}
-    used = [
-        f"{name} ({stage.method}, learning rate {stage.learning_rate:g})" for name, stage in stages.items() if stage
-    ]
+    stages = {title: getattr(recipe, name) for name, title in recipe.stages.items()}
+    used = [f"{title} ({stage.method}, learning rate {stage.learning_rate:g})" for title, stage in stages.items()]
     return (
         f"From `{recipe.base_model}` by {', then '.join(used)}; a stage that did not help was not built upon. "
         f"Seed {recipe.seed}."

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 from ..contracts.metrics import Metric
 from ..contracts.rows import Example, Result
-from .words import ARMS
 
 SHOWN = 8
 """Examples of each kind, at most."""
@@ -31,6 +30,7 @@ def compare(
     results: Mapping[str, Mapping[str, Result]],
     examples: Mapping[str, Example],
     other: str,
+    title: str,
     primary: Metric,
     harm: Metric | None,
 ) -> dict[str, Any]:
@@ -40,6 +40,7 @@ def compare(
         results: By arm and example.
         examples: By id.
         other: The other arm.
+        title: What it is called.
         primary: Decides who is better on an example.
         harm: A metric of which lower is better; None where the task has none.
     """
@@ -51,7 +52,7 @@ def compare(
     won = [(example, mine, its) for example, mine, its in pairs if _better(primary, mine, its)]
     lost = [(example, mine, its) for example, mine, its in pairs if _better(primary, its, mine)]
     return {
-        "other": ARMS.get(other, other),
+        "other": title,
         "same": len(pairs) - len(won) - len(lost),
         "groups": [
             {"name": "lost", "count": len(lost), "cases": _pick(lost, harm, worse=1)},
@@ -61,7 +62,7 @@ def compare(
 
 
 def missed(
-    results: Mapping[str, Mapping[str, Result]], examples: Mapping[str, Example], other: str, harm: Metric
+    results: Mapping[str, Mapping[str, Result]], examples: Mapping[str, Example], other: str, title: str, harm: Metric
 ) -> dict[str, Any]:
     """Return the examples on which the candidate failed the metric that lower is better of, whoever else did.
 
@@ -71,12 +72,13 @@ def missed(
         results: By arm and example.
         examples: By id.
         other: The arm whose answer stands beside the candidate's.
+        title: What it is called.
         harm: Above its lowest value the answer did harm.
     """
     measured = {key: one for key, one in results["candidate"].items() if one.scores.get(harm.name) is not None}
     found = sorted(key for key, one in measured.items() if (one.scores[harm.name] or 0) > harm.low and key in examples)
     return {
-        "other": ARMS.get(other, other),
+        "other": title,
         "metric": harm,
         "count": len(found),
         "of": len(measured),

@@ -16,23 +16,8 @@ from ..contracts.recipe import Kind, Recipe
 from ..contracts.rows import Example, Result, read_rows
 from ..shared.summary import read_seconds, read_summary
 from . import cases, figures
-from .words import ARMS, NOTHING, cell, duration, gain, number, p_value, percent, plain, points, signed
+from .words import AFTER, BEFORE, NOTHING, cell, duration, gain, number, p_value, percent, plain, points, signed
 
-STAGES = {"sft": "SFT", "preference": "DPO", "rl": "GRPO"}
-STEPS = {
-    "validation": "Validate data",
-    "splits": "Prepare data",
-    "sft": "Train SFT",
-    "select_sft": "Select after SFT",
-    "candidates": "Sample candidates",
-    "pairs": "Build preference pairs",
-    "preference": "Train DPO",
-    "select_preference": "Select after DPO",
-    "rl": "Train GRPO",
-    "select_rl": "Select after GRPO",
-    "evaluation": "Evaluate every arm",
-    "judging": "Judge",
-}
 SERIES = {
     "loss": "Loss",
     "reward": "Mean reward",
@@ -43,15 +28,8 @@ SERIES = {
     "informative_groups": "Groups with a gradient",
 }
 """Numbers of a training curve that are worth a figure, by name."""
-KINDS: dict[str, Kind] = {
-    "validation": "light",
-    "splits": "light",
-    "pairs": "light",
-    "sft": "train",
-    "preference": "train",
-    "rl": "train",
-}
-"""What the recipe reserves for a step, by the names of `STEPS`; any other one is of the kind `generate`."""
+LIGHT = ("validation", "splits", "pairs")
+"""Steps that are of the kind `light`; those of a stage are `train`, any other `generate`."""
 STATES = {True: "pass", False: "fail", None: "open"}
 
 
@@ -66,7 +44,7 @@ class Run:
     """By arm and example."""
     examples: dict[str, Example]
     summaries: dict[str, Summary]
-    """By the names of `STEPS`; a stage that the recipe leaves out is absent."""
+    """By the names of `Run.steps`; a stage that the recipe leaves out is absent."""
     seconds: dict[str, float | None]
     manifests: dict[str, Manifest]
 
@@ -88,7 +66,7 @@ class Run:
             decision: Folder of the gate's decision.
             results: Folder of `Result` rows.
             data: Folder of the splits.
-            summaries: Folder of each step's summary, by the names of `STEPS`.
+            summaries: Folder of each step's summary, by the names of `Run.steps`.
 
         Raises:
             DataError: An artifact is missing, of another kind, or was changed.
@@ -116,6 +94,21 @@ class Run:
     def details(self, name: str) -> dict[str, Any]:
         """Return the tables of a step's summary; empty where the step did not run."""
         return dict(self.summaries[name].details) if name in self.summaries else {}
+
+    @property
+    def titles(self) -> dict[str, str]:
+        """Arm to its title, in the order of the climb."""
+        return BEFORE | self.recipe.stages | AFTER
+
+    @property
+    def steps(self) -> dict[str, str]:
+        """Step to its title, in the order of the graph."""
+        steps = {"validation": "Validate data", "splits": "Prepare data"}
+        for stage, title in self.recipe.stages.items():
+            if stage == "preference":
+                steps |= {"candidates": "Sample candidates", "pairs": "Build preference pairs"}
+            steps |= {stage: f"Train {title}", f"select_{stage}": f"Select after {title}"}
+        return steps | {"evaluation": "Evaluate every arm", "judging": "Judge"}
 
     @property
     def metrics(self) -> list[Metric]:
@@ -151,7 +144,9 @@ class Run:
     def arms(self) -> dict[str, dict[str, Any]]:
         """Arm to its table of metrics, in the order of the climb."""
         tables = self.details("evaluation").get("arms") or self.decision.get("arms") or {}
-        return {arm: tables[arm] for arm in [*ARMS, *sorted(tables.keys() - ARMS.keys())] if arm in tables}
+        return {
+            arm: tables[arm] for arm in [*self.titles, *sorted(tables.keys() - self.titles.keys())] if arm in tables
+        }
 
 
 def render(run: Run) -> str:
@@ -238,14 +233,14 @@ def climb(run: Run) -> dict[str, Any]:
     charts = []
     for metric in metrics:
         dots = [
-            figures.Dot(ARMS.get(arm, arm), found["mean"], found["low"], found["high"], strong=arm == "candidate")
+            figures.Dot(run.titles.get(arm, arm), found["mean"], found["low"], found["high"], strong=arm == "candidate")
             for arm, found in ((arm, cell(table, metric)) for arm, table in arms.items())
         ]
         title = f"{metric.title} by arm, {metric.better} is better"
         charts.append({"metric": metric, "svg": figures.dot_plot(title, dots, number(metric), metric.high)})
     rows = [
         {
-            "arm": ARMS.get(arm, arm),
+            "arm": run.titles.get(arm, arm),
             "strong": arm == "candidate",
             "same": same if arm == "candidate" else "",
             "cells": [cell(table, metric) for metric in metrics],
@@ -266,7 +261,7 @@ def _same_as_candidate(run: Run) -> str:
     """Return the stage whose model the candidate is, by content digest."""
     digests = run.digests
     mine = digests.get("candidate")
-    found = [STAGES[arm] for arm in STAGES if mine and digests.get(arm) == mine]
+    found = [title for arm, title in run.recipe.stages.items() if mine and digests.get(arm) == mine]
     if found:
         return found[-1]
     return "the base model" if mine and digests.get("baseline") == mine else ""
@@ -275,7 +270,7 @@ def _same_as_candidate(run: Run) -> str:
 def stages(run: Run) -> list[dict[str, Any]]:
     """Return for each stage whether its model replaced its input, and why."""
     by_name, rows = {metric.name: metric for metric in run.metrics}, []
-    for stage, title in STAGES.items():
+    for stage, title in run.recipe.stages.items():
         chosen = run.details(f"select_{stage}")
         row: dict[str, Any] = {"title": title, "state": "absent", "verdict": "Not in this run", "reason": ""}
         if chosen:
@@ -357,7 +352,7 @@ def _criterion(one: Mapping[str, Any], by_name: Mapping[str, Metric]) -> dict[st
     return {
         "metric": metric,
         "tier": str(one.get("tier") or ""),
-        "versus": ARMS.get(str(one.get("versus")), str(one.get("versus"))).lower(),
+        "versus": (BEFORE | AFTER).get(str(one.get("versus")), str(one.get("versus"))).lower(),
         "test": _wanted(metric, margin, lower),
         "threshold": -margin if lower else margin,
         "n": one.get("n"),
@@ -414,7 +409,7 @@ def judge(run: Run) -> dict[str, Any]:
         if agreement.get("mean") is not None
         else None,
         "axis": figures.strip_axis(scale, percent),
-        "compared": [ARMS.get(str(arm), str(arm)) for arm in card.get("compared") or ["candidate", "baseline"]],
+        "compared": [run.titles.get(str(arm), str(arm)) for arm in card.get("compared") or ["candidate", "baseline"]],
         "consistency": None if card.get("swap_consistency") is None else percent(card["swap_consistency"]),
         "rubric": card.get("rubric") or run.recipe.judge.rubric,
     }
@@ -438,7 +433,7 @@ def slices(run: Run) -> list[dict[str, Any]]:
         rows = [_slice(name, table, metric, list(run.arms)) for name, table in sorted(tables.items())]
         rows = [row for row in rows if row["n"]]
         if rows:
-            shown.append({"metric": metric, "arms": [ARMS.get(arm, arm) for arm in run.arms], "rows": rows})
+            shown.append({"metric": metric, "arms": [run.titles.get(arm, arm) for arm in run.arms], "rows": rows})
     return shown
 
 
@@ -466,7 +461,7 @@ def _slice(name: str, table: Mapping[str, Any], metric: Metric, arms: Sequence[s
 def training(run: Run) -> list[dict[str, Any]]:
     """Return the curves of each training step, and whether it had an effect at all."""
     shown = []
-    for stage, title in STAGES.items():
+    for stage, title in run.recipe.stages.items():
         if stage not in run.summaries:
             continue
         details = run.details(stage)
@@ -521,7 +516,8 @@ def compare(run: Run) -> list[dict[str, Any]]:
     digests = run.digests
     lower = _lower(run)
     return [
-        cases.compare(run.results, run.examples, other, run.metrics[0], lower) | {"harm": lower}
+        cases.compare(run.results, run.examples, other, run.titles.get(other, other), run.metrics[0], lower)
+        | {"harm": lower}
         for other in ("baseline", "champion", "sft")
         if other in run.results and (other not in digests or digests[other] != digests.get("candidate"))
     ]
@@ -533,7 +529,7 @@ def missed(run: Run) -> dict[str, Any] | None:
     other = next((arm for arm in ("champion", "baseline") if arm in run.results), None)
     if harm is None or other is None or "candidate" not in run.results:
         return None
-    return cases.missed(run.results, run.examples, other, harm)
+    return cases.missed(run.results, run.examples, other, run.titles[other], harm)
 
 
 def _lower(run: Run) -> Metric | None:
@@ -592,7 +588,7 @@ def lineage(run: Run) -> dict[str, Any]:
             "parents": sorted(run.manifests[name].parents.items()),
             "seconds": run.seconds.get(name),
         }
-        for name, title in STEPS.items()
+        for name, title in run.steps.items()
         if name in run.summaries
     ]
     times = [one["seconds"] for one in steps if one["seconds"] is not None]
@@ -609,7 +605,7 @@ def lineage(run: Run) -> dict[str, Any]:
             {"name": name, "kind": run.manifests[name].kind, "digest": run.manifests[name].digest}
             for name in ("data", "results", "decision")
         ],
-        "models": [{"arm": ARMS.get(arm, arm), "digest": digests[arm]} for arm in ARMS if arm in digests],
+        "models": [{"arm": title, "digest": digests[arm]} for arm, title in run.titles.items() if arm in digests],
     }
 
 
@@ -621,8 +617,8 @@ def _chain(run: Run) -> list[dict[str, Any]]:
     links = [
         ("Recipe", digest_of(run.recipe.model_dump(mode="json")), ""),
         ("Data", made["data"].digest, ""),
-        (ARMS["baseline"], digests.get("baseline") or run.decision.get("baseline"), ""),
-        *((title, digests.get(stage), verdicts[title]) for stage, title in STAGES.items()),
+        (BEFORE["baseline"], digests.get("baseline") or run.decision.get("baseline"), ""),
+        *((title, digests.get(stage), verdicts[title]) for stage, title in run.recipe.stages.items()),
         ("Candidate", candidate, ""),
         ("Results", made["results"].digest, ""),
         ("Decision", made["decision"].digest, ""),
@@ -630,12 +626,16 @@ def _chain(run: Run) -> list[dict[str, Any]]:
     return [{"name": name, "digest": digest, "left_out": state == "fail"} for name, digest, state in links if digest]
 
 
+def _kind(run: Run, name: str) -> Kind:
+    if name in LIGHT:
+        return "light"
+    return "train" if name in run.recipe.stages else "generate"
+
+
 def _hours(run: Run) -> dict[str, str]:
     """Return the processor hours reserved: measured time by what the recipe asks for, of each kind of processor."""
     known = [
-        (run.recipe.resources[KINDS.get(name, "generate")], seconds / 3600)
-        for name, seconds in run.seconds.items()
-        if seconds
+        (run.recipe.resources[_kind(run, name)], seconds / 3600) for name, seconds in run.seconds.items() if seconds
     ]
     spent = {
         "CPU": sum(asked.cpus * hours for asked, hours in known),

