@@ -89,10 +89,12 @@ class SFTSettings(TrainSettings):
 
 
 class PreferenceSettings(TrainSettings):
-    """Pairs, and DPO on them (Rafailov et al. 2023, arXiv:2305.18290)."""
+    """Pairs, and a loss on them."""
 
-    title: ClassVar[str] = "DPO"
-
+    loss: Literal["dpo", "ipo", "orpo", "kto", "rpo"] = "dpo"
+    """DPO (Rafailov et al. 2023, arXiv:2305.18290), IPO (Azar et al. 2023, arXiv:2310.12036), ORPO (Hong et al. 2024,
+    arXiv:2403.07691; no reference model), KTO (Ethayarajh et al. 2024, arXiv:2402.01306; a pair counts as two separate
+    opinions) or Relative Preference Optimization (Yin et al. 2024, arXiv:2402.10958; across the pairs of a batch)."""
     learning_rate: float = Field(5e-5, gt=0, lt=1)
     prompts: int = Field(160, ge=1)
     """Prompts of the `preference` split to sample candidates for."""
@@ -109,11 +111,26 @@ class PreferenceSettings(TrainSettings):
     max_pairs_per_prompt: int = Field(1, ge=1)
     max_pairs: int = Field(128, ge=1)
     beta: float = Field(0.1, gt=0)
-    """Strength of the pull back to the reference model (eq. 7)."""
+    """Strength of the pull back to the reference model; IPO's τ; ORPO's weight of the odds ratio."""
     nll_weight: float = Field(1.0, ge=0)
-    """Weight of the negative log-likelihood of the chosen answer (Pang et al. 2024, arXiv:2404.19733)."""
+    """Weight of the chosen answer's negative log-likelihood (Pang et al. 2024, arXiv:2404.19733); ORPO has its own."""
+    distance_temperature: float = Field(0.5, gt=0)
+    """RPO only: how fast the weight of another prompt's answers falls with the distance between the prompts."""
+    holdout: float = Field(0.0, ge=0, lt=1)
+    """Share of the prompt groups whose pairs are not trained on, but ranked before and after."""
     min_pairs: int = Field(16, ge=1)
     """Fewer pairs than this and the step stops: there is nothing to learn from."""
+
+    @property
+    def title(self) -> str:
+        """Name of the technique."""
+        return self.loss.upper()
+
+    @model_validator(mode="after")
+    def _batches_hold_other_prompts(self) -> Self:
+        if self.loss == "rpo" and self.batch_size < 2:
+            raise ValueError("rpo contrasts the pairs of a batch: batch_size must be at least 2")
+        return self
 
 
 class RLSettings(TrainSettings):
