@@ -133,15 +133,29 @@ class PreferenceSettings(TrainSettings):
         return self
 
 
+ALGORITHMS: dict[str, dict[str, Any]] = {
+    "grpo": {"epsilon_high": 0.2},
+    "dapo": {"epsilon_high": 0.28, "token_level_loss": True, "dynamic_sampling": True, "overlong_buffer": 0.2},
+    "gspo": {"epsilon": 3e-4, "epsilon_high": 4e-4},
+    "rloo": {"epsilon_high": 0.2, "scale_rewards": "none"},
+}
+"""What each algorithm of `RLSettings` says where the recipe does not; the numbers are the papers'."""
+
+
 class RLSettings(TrainSettings):
-    """GRPO from verifiable rewards (Shao et al. 2024, arXiv:2402.03300)."""
+    """Reinforcement learning from rewards, several samples to a prompt."""
 
-    title: ClassVar[str] = "GRPO"
-
+    algorithm: Literal["grpo", "dapo", "gspo", "rloo"] = "grpo"
+    """GRPO (Shao et al. 2024, arXiv:2402.03300), DAPO (Decoupled Clip and Dynamic sAmpling, arXiv:2503.14476), GSPO
+    (ratios of whole sequences, arXiv:2507.18071) or RLOO (leave-one-out baseline, arXiv:2402.14740). Where the recipe
+    does not give them, `epsilon`, `epsilon_high`, `token_level_loss`, `dynamic_sampling`, `overlong_buffer` and
+    `scale_rewards` are the algorithm's."""
     learning_rate: float = Field(5e-5, gt=0, lt=1)
     max_steps: int = Field(16, ge=-1)
     batch_size: int = Field(16, ge=1)
-    """Prompts per optimizer step."""
+    """Prompts that are sampled for at once."""
+    updates: int = Field(1, ge=1)
+    """Optimizer steps on each batch of samples, a part of it each; above 1 samples grow stale, and clipping acts."""
     group_size: int = Field(4, ge=2)
     """Samples per prompt: the group whose mean reward is the baseline."""
     temperature: float = Field(1.2, gt=0)
@@ -149,13 +163,44 @@ class RLSettings(TrainSettings):
     beta: float = Field(0.0, ge=0)
     """KL penalty against the input model."""
     epsilon: float = Field(0.2, gt=0)
-    epsilon_high: float = Field(0.28, gt=0)
-    """Upper clip (DAPO's clip-higher, arXiv:2503.14476)."""
+    """A ratio below 1 − ε, of a sample worse than its group, has no gradient."""
+    epsilon_high: float = Field(0.2, gt=0)
+    """A ratio above 1 + ε, of a better sample, has none; larger than `epsilon` in DAPO (clip-higher)."""
+    token_level_loss: bool = False
+    """Average over all tokens of the step (DAPO); else over samples, each averaged over its tokens."""
+    dynamic_sampling: bool = False
+    """Replace prompts whose samples all have the same reward by others, until the batch is full (DAPO)."""
+    max_resampling: int = Field(3, ge=1)
+    """Rounds of such replacements, at most; then the batch stays as it is."""
+    overlong_buffer: float = Field(0.0, ge=0, lt=1)
+    """Share of `max_new_tokens`, at its end, over which the reward falls by up to 1 (DAPO's overlong shaping)."""
     scale_rewards: Literal["group", "batch", "none"] = "group"
     """Divide advantages by the standard deviation of the rewards of the group or of the step. With `none` (Dr. GRPO,
     arXiv:2503.20783) an error that costs more weighs more."""
     use_vllm: bool = False
     """Rollouts by vLLM; GPU profile."""
+
+    @property
+    def title(self) -> str:
+        """Name of the technique."""
+        return self.algorithm.upper()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_the_algorithm_has_it(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return {**ALGORITHMS.get(given.get("algorithm", "grpo"), {}), **given}
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.batch_size * self.group_size % self.updates:
+            raise ValueError("updates must divide batch_size · group_size")
+        if self.save_steps % self.updates:
+            raise ValueError("save_steps must be a multiple of updates: samples are not part of a checkpoint")
+        if self.algorithm == "rloo" and self.updates > 1:
+            raise ValueError("rloo takes one update a batch")
+        return self
 
 
 class SelectSettings(Section):
