@@ -5,7 +5,7 @@ section only. `profiles` are overlays by name (`--profile gpu`), merged before v
 """
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator, model_validator
@@ -133,6 +133,106 @@ class PreferenceSettings(TrainSettings):
         return self
 
 
+class Weighted(Section):
+    """A reward, and what it counts for in the sum."""
+
+    weight: float = 1.0
+
+
+class TaskReward(Weighted):
+    """The task's own verifier."""
+
+    kind: Literal["task"] = "task"
+
+
+class ExactReward(Weighted):
+    """The answer is the reference, apart from case, white space and Unicode width."""
+
+    kind: Literal["exact"] = "exact"
+
+
+class NumericReward(Weighted):
+    """The answer names one number, the reference's."""
+
+    kind: Literal["numeric"] = "numeric"
+    tolerance: float = Field(0.0, ge=0)
+    """As a share of the right number."""
+    absolute: float = Field(0.0, ge=0)
+    """In its unit; the larger of the two holds."""
+    marker: str = ""
+    """Text before the number, for example `####`; must stand once. Empty: the answer is nothing but one number's."""
+
+
+class RegexReward(Weighted):
+    """The whole answer matches a pattern; a group called `answer` in it must be the reference."""
+
+    kind: Literal["regex"] = "regex"
+    pattern: str = Field(min_length=1)
+
+
+class SchemaReward(Weighted):
+    """The answer is JSON that satisfies a schema (draft 2020-12)."""
+
+    kind: Literal["json_schema"] = "json_schema"
+    schema_: dict[str, Any] = Field(alias="schema", serialization_alias="schema")
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, populate_by_name=True, serialize_by_alias=True
+    )
+
+
+class FieldsReward(Weighted):
+    """The share of fields in which the answer's JSON object and the reference's agree."""
+
+    kind: Literal["fields"] = "fields"
+
+
+class TestsReward(Weighted):
+    """The answer is Python code; the reference lists calls and what they give."""
+
+    kind: Literal["tests"] = "tests"
+    seconds: float = Field(2.0, gt=0, le=300)
+    memory_mb: int = Field(256, ge=64)
+    all_or_none: bool = True
+    """1 only if every call is right; else the share of those that are."""
+
+
+class LengthReward(Weighted):
+    """Nothing up to a length, and less and less beyond: 0 to −1. Never more for an answer that is shorter."""
+
+    kind: Literal["length"] = "length"
+    limit: int = Field(ge=0)
+    """Characters that cost nothing."""
+    span: int = Field(ge=1)
+    """Characters beyond the limit after which the whole weight is lost."""
+
+
+class JudgeReward(Weighted):
+    """A judge behind an OpenAI-compatible server grades each answer from 1 to 5 by a rubric (RLAIF)."""
+
+    kind: Literal["judge"] = "judge"
+    url: str
+    """Base URL, ending in /v1."""
+    model: str
+    key_variable: str = "OPENAI_API_KEY"
+    """Name of the environment variable that holds the key; the key itself is never written anywhere."""
+    rubric: str = Field(min_length=1)
+
+
+Reward = Annotated[
+    TaskReward
+    | ExactReward
+    | NumericReward
+    | RegexReward
+    | SchemaReward
+    | FieldsReward
+    | TestsReward
+    | LengthReward
+    | JudgeReward,
+    Field(discriminator="kind"),
+]
+"""One part of what RL maximises."""
+
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "grpo": {"epsilon_high": 0.2},
     "dapo": {"epsilon_high": 0.28, "token_level_loss": True, "dynamic_sampling": True, "overlong_buffer": 0.2},
@@ -158,6 +258,8 @@ class RLSettings(TrainSettings):
     """Optimizer steps on each batch of samples, a part of it each; above 1 samples grow stale, and clipping acts."""
     group_size: int = Field(4, ge=2)
     """Samples per prompt: the group whose mean reward is the baseline."""
+    rewards: list[Reward] = []
+    """What a sample earns is their weighted sum; empty means the task's verifier."""
     temperature: float = Field(1.2, gt=0)
     max_new_tokens: int = Field(96, ge=1)
     beta: float = Field(0.0, ge=0)

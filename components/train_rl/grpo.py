@@ -26,8 +26,9 @@ from ..contracts.rows import Example, read_rows
 from ..shared import training
 from ..shared.chat import prompt_ids
 from ..shared.generate import Generator
+from ..shared.rewards import Sample, Score, check_probes, open_rewards, probe
 from ..shared.summary import write_summary
-from ..shared.tasks.task import Task, get_task
+from ..shared.tasks.task import get_task
 
 NAMES = {
     "loss": "loss",
@@ -48,7 +49,7 @@ REWARD_STEPS = 2**16
 their mean, and no advantage; unrounded, TRL gives them one of about 1e-3 and counts their group as informative."""
 
 
-Sample = tuple[list[int], Any]
+Drawn = tuple[list[int], Any]
 """Tokens of an answer, and the log-probabilities that vLLM gave them (else None)."""
 
 
@@ -58,7 +59,7 @@ class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
     def __init__(self, settings: RLSettings, **named: Any) -> None:
         self.settings = settings
         self.round = 0
-        self.ready: list[Sample] = []
+        self.ready: list[Drawn] = []
         super().__init__(**named)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -74,8 +75,8 @@ class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
         """Return inputs whose groups have differing rewards, as far as they can be found; keeps their samples ready."""
         size = self.num_generations
         asked = inputs[::size]
-        spread: list[tuple[dict[str, Any], list[Sample]]] = []
-        flat: list[tuple[dict[str, Any], list[Sample]]] = []
+        spread: list[tuple[dict[str, Any], list[Drawn]]] = []
+        flat: list[tuple[dict[str, Any], list[Drawn]]] = []
         wanted, others = len(asked), self._others(asked)
         for number in range(self.settings.max_resampling + 1):
             self.round = number
@@ -100,7 +101,7 @@ class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
         Random(f"{self.args.seed} {self.state.global_step} {self.accelerator.process_index}").shuffle(order)
         return (row for row in map(self.train_dataset.__getitem__, order) if row["prompt"] not in taken)
 
-    def _sample(self, rows: list[dict[str, Any]]) -> list[list[Sample]]:
+    def _sample(self, rows: list[dict[str, Any]]) -> list[list[Drawn]]:
         size = self.num_generations
         ids, images, fields = self._tokenize_prompts([row["prompt"] for row in rows for _ in range(size)])
         answers, scores = self._generate_single_turn(ids, images, fields, size)
@@ -111,7 +112,9 @@ class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
         texts = self.processing_class.batch_decode(answers, skip_special_tokens=True)
         turns = [[{"role": "assistant", "content": text}] for text in texts]
         references = [row["reference"]] * len(answers)
-        return self.reward_funcs[0](turns, answers, reference=references, log_metric=lambda *told: None)  # type: ignore[no-any-return]
+        asked = [row["prompt"]] * len(answers)
+        given = {"prompts": asked, "completions": turns, "completion_ids": answers, "reference": references}
+        return self.reward_funcs[0](**given, log_metric=lambda *told: None)  # type: ignore[no-any-return]
 
     def _generate_single_turn(
         self, prompt_ids: list[list[int]], images: Any, fields: Any, num_generations: int, *rest: Any, **more: Any
@@ -168,7 +171,11 @@ def tune(settings: RLSettings, task: str, seed: int, base: str, data: str, outpu
     parents = {"base": read_manifest(base, "model"), "data": read_manifest(data, "splits")}
     model, tokenizer = training.load_trainable(base, settings)
     rows, dropped = prompts(read_rows(Path(data) / "rl.parquet", Example), tokenizer, settings)
-    trainer, watcher = make_trainer(model, tokenizer, rows, get_task(task), settings, seed)
+    score = open_rewards(settings.rewards, get_task(task))
+    probes = probe(score, [(row["prompt"][-1]["content"], row["reference"]) for row in rows])
+    if settings.rewards:  # the task's own verifier is tested with the task
+        check_probes(probes)
+    trainer, watcher = make_trainer(model, tokenizer, rows, score, settings, seed)
     training.train(trainer, watcher)
     training.save(trainer, tokenizer, output, parents["base"], {"stage": "rl", "task": task})
     points = training.curve(trainer, NAMES)
@@ -203,6 +210,7 @@ def tune(settings: RLSettings, task: str, seed: int, base: str, data: str, outpu
             "reward_last": last,
             "informative_groups": informative,
             **({"refilled_groups": refilled} if settings.dynamic_sampling else {}),
+            **{f"probe_{name}": value for name, value in probes.items()},
         },
     )
     write_summary(summary, told, seconds=time.monotonic() - started, parents=parents)
@@ -232,7 +240,7 @@ def prompts(
 
 
 def make_trainer(
-    model: Any, tokenizer: Any, rows: list[dict[str, Any]], task: Task, settings: RLSettings, seed: int
+    model: Any, tokenizer: Any, rows: list[dict[str, Any]], score: Score, settings: RLSettings, seed: int
 ) -> tuple[GRPOTrainer, training.Watcher]:
     """Return TRL's trainer on prompts and the watcher on it."""
     watcher = training.Watcher(["loss", "reward", "frac_reward_zero_std"], every=settings.updates)
@@ -242,7 +250,7 @@ def make_trainer(
     trainer = (CPUTrainer if on_cpu else GroupTrainer)(
         settings,
         model=model,
-        reward_funcs=_reward(task, tokenizer, settings),
+        reward_funcs=make_reward(score, tokenizer, settings),
         args=GRPOConfig(
             **training.arguments(
                 settings,
@@ -280,18 +288,25 @@ def _loss_type(settings: RLSettings) -> str:
     return "dapo" if settings.token_level_loss else "grpo"
 
 
-def _reward(task: Task, tokenizer: Any, settings: RLSettings) -> Any:
+def make_reward(score: Score, tokenizer: Any, settings: RLSettings) -> Any:
+    """Return the rewards as TRL asks for them.
+
+    Args:
+        score: Of `open_rewards`.
+        tokenizer: Its end-of-sequence token tells an answer that ended from one that was cut.
+        settings: Whether long answers lose.
+    """
     buffer = round(settings.overlong_buffer * settings.max_new_tokens)
     overlong = get_soft_overlong_punishment(settings.max_new_tokens, buffer) if buffer else None
 
     def reward(
-        completions: Any, completion_ids: list[list[int]], reference: list[str], log_metric: Any, **more: Any
+        prompts: Any, completions: Any, completion_ids: list[list[int]], reference: list[str], log_metric: Any, **_: Any
     ) -> list[float]:
-        """Return the verifier's reward of each sample; one that was cut at the token limit is not finished."""
-        rewards = [
-            task.reward(turns[0]["content"], truth, finished=ids[-1] == tokenizer.eos_token_id)
-            for turns, ids, truth in zip(completions, completion_ids, reference, strict=True)
+        samples = [
+            Sample(asked[-1]["content"], turns[0]["content"], truth, finished=ids[-1] == tokenizer.eos_token_id)
+            for asked, turns, ids, truth in zip(prompts, completions, completion_ids, reference, strict=True)
         ]
+        rewards = score(samples)
         log_metric("exact", sum(one == 1 for one in rewards) / len(rewards))
         if overlong:
             rewards = [one + less for one, less in zip(rewards, overlong(completion_ids), strict=True)]

@@ -19,6 +19,7 @@ from assay.components.contracts.errors import DataError
 from assay.components.contracts.recipe import RLSettings
 from assay.components.shared import training
 from assay.components.shared.models import load_model
+from assay.components.shared.rewards import open_rewards
 from assay.components.shared.summary import read_summary
 from assay.components.train_rl import grpo
 
@@ -45,7 +46,7 @@ def _task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def trainer_on(base: Path, task: Any, settings: RLSettings = TINY, count: int = 2) -> Any:
     model, tokenizer = training.load_trainable(base, settings)
     rows, _ = grpo.prompts(examples(count), tokenizer, settings)
-    trainer, _ = grpo.make_trainer(model, tokenizer, rows, task, settings, seed=0)
+    trainer, _ = grpo.make_trainer(model, tokenizer, rows, open_rewards(settings.rewards, task), settings, seed=0)
     trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
     return trainer
 
@@ -232,11 +233,15 @@ def test_overlong_answers_lose_linearly_and_others_nothing(tiny_model: Path, tin
         def reward(self, response: str, reference: str, finished: bool = True) -> float:
             return 0.75
 
-    reward = grpo._reward(Constant(), tiny_tokenizer, settings)
+    reward = grpo.make_reward(open_rewards([], Constant()), tiny_tokenizer, settings)
     lengths = [1, 10, 11, 15, 20]
     turns = [[{"role": "assistant", "content": "e"}]] * len(lengths)
     found = reward(
-        turns, [[5] * length for length in lengths], reference=[""] * len(lengths), log_metric=lambda *_: None
+        prompts=turns,
+        completions=turns,
+        completion_ids=[[5] * length for length in lengths],
+        reference=[""] * len(lengths),
+        log_metric=lambda *_: None,
     )
     assert found == pytest.approx([0.75, 0.75, 0.65, 0.25, -0.25], abs=1e-4)
 

@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 from ...contracts.errors import DataError, RecipeError
 from ...contracts.metrics import Metric
 from ...contracts.rows import Message
+from ..strict_json import equal_share, read_object
 
 SYSTEM = "Sig to JSON."
 FLAG_SHARES = {"ok": 0.67, "route": 0.15, "nomax": 0.09, "over": 0.09}
@@ -203,7 +204,7 @@ class MedicationDirections:
         wanted, got = read_reference(reference), read_object(response)
         unsafe = wanted["flag"] != "ok"
         flagged = got is not None and isinstance(got.get("flag"), str) and got["flag"] in UNSAFE
-        fields = _equal_share(got or {}, wanted)
+        fields = equal_share(got or {}, wanted)
         return {
             "exact": float(fields == 1),
             "near_miss": float(not flagged) if unsafe else None,
@@ -362,15 +363,6 @@ def normalise(text: str) -> str:
     return text
 
 
-def read_object(text: str) -> dict[str, Any] | None:
-    """Return a JSON object read strictly (no repeated keys, no NaN, nothing around it), or None."""
-    try:
-        value = json.loads(text, object_pairs_hook=_without_repeats, parse_constant=_refuse)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
 def read_reference(text: str) -> dict[str, Any]:
     """Return the fields of a reference.
 
@@ -385,26 +377,3 @@ def read_reference(text: str) -> dict[str, Any]:
             fix=f"write an object whose flag is one of {list(FLAG_SHARES)}",
         )
     return fields
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        raise ValueError("a key is repeated")
-    return fields
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
-
-
-def _equal_share(got: dict[str, Any], wanted: dict[str, Any]) -> float:
-    equal = sum(name in got and _same(got[name], value) for name, value in wanted.items())
-    return equal / len(got.keys() | wanted.keys())
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Tell whether two JSON values are equal in value and type: 1, 1.0 and true are three values."""
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(_same, one, other))
-    return type(one) is type(other) and bool(one == other)
