@@ -55,8 +55,9 @@ class DataSettings(Section):
 class TrainSettings(Section):
     """What all training steps share. Rates and sizes are per optimizer step."""
 
-    method: Literal["full", "lora"] = "full"
-    """Train all weights but the embeddings, or low-rank adapters that are merged at the end."""
+    method: Literal["full", "lora", "qlora"] = "full"
+    """Train all weights but the embeddings, or low-rank adapters (Hu et al. 2021, arXiv:2106.09685) that are merged at
+    the end, or such adapters on weights of 4 bits (Dettmers et al. 2023, arXiv:2305.14314; a GPU, and `assay[gpu]`)."""
     frozen_layers: int = Field(0, ge=0)
     """Lowest transformer layers that keep their weights when all others train: their backward pass is saved."""
     lora_rank: int = Field(16, ge=1)
@@ -66,7 +67,7 @@ class TrainSettings(Section):
     max_steps: int = Field(-1, ge=-1)
     """Optimizer steps; -1 means by epochs."""
     batch_size: int = Field(4, ge=1)
-    """Examples (pairs, prompts) per optimizer step."""
+    """Examples (pairs, prompts) per optimizer step, of all processes together."""
     max_tokens: int = Field(512, ge=16)
     """Prompt and answer together; a longer example is dropped and counted."""
     warmup_steps: int = Field(5, ge=0)

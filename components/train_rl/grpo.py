@@ -244,7 +244,8 @@ def make_trainer(
 ) -> tuple[GRPOTrainer, training.Watcher]:
     """Return TRL's trainer on prompts and the watcher on it."""
     watcher = training.Watcher(["loss", "reward", "frac_reward_zero_std"], every=settings.updates)
-    sequences = settings.batch_size * settings.group_size // settings.updates
+    samples = settings.batch_size * settings.group_size
+    sequences = training.own_share(samples // settings.updates, "batch_size · group_size / updates")
     micro = max(size for size in range(1, min(MICRO_BATCH, sequences) + 1) if sequences % size == 0)
     on_cpu = training.device(settings) == "cpu"
     trainer = (CPUTrainer if on_cpu else GroupTrainer)(
@@ -257,7 +258,7 @@ def make_trainer(
                 seed,
                 per_device_train_batch_size=micro,
                 gradient_accumulation_steps=sequences // micro,
-                generation_batch_size=sequences * settings.updates,
+                generation_batch_size=samples,
             ),
             num_generations=settings.group_size,
             max_completion_length=settings.max_new_tokens,
