@@ -88,12 +88,9 @@ class SFTSettings(TrainSettings):
     """Several examples in one sequence (needs flash attention to stay exact; GPU profile)."""
 
 
-class PreferenceSettings(TrainSettings):
-    """Pairs, and DPO on them (Rafailov et al. 2023, arXiv:2305.18290)."""
+class PairSettings(Section):
+    """How preference pairs are made: a model answers, the task's verifier scores, the better answer wins."""
 
-    title: ClassVar[str] = "DPO"
-
-    learning_rate: float = Field(5e-5, gt=0, lt=1)
     prompts: int = Field(160, ge=1)
     """Prompts of the `preference` split to sample candidates for."""
     samples: int = Field(4, ge=2)
@@ -108,12 +105,37 @@ class PreferenceSettings(TrainSettings):
     """Drop a pair whose chosen answer is more than this many times as long as the rejected one (characters)."""
     max_pairs_per_prompt: int = Field(1, ge=1)
     max_pairs: int = Field(128, ge=1)
+    min_pairs: int = Field(16, ge=1)
+    """Fewer pairs than this and the step stops: there is nothing to learn from."""
+
+
+class PreferenceSettings(PairSettings, TrainSettings):
+    """Pairs, and DPO on them (Rafailov et al. 2023, arXiv:2305.18290)."""
+
+    title: ClassVar[str] = "DPO"
+
+    learning_rate: float = Field(5e-5, gt=0, lt=1)
     beta: float = Field(0.1, gt=0)
     """Strength of the pull back to the reference model (eq. 7)."""
     nll_weight: float = Field(1.0, ge=0)
     """Weight of the negative log-likelihood of the chosen answer (Pang et al. 2024, arXiv:2404.19733)."""
-    min_pairs: int = Field(16, ge=1)
-    """Fewer pairs than this and the step stops: there is nothing to learn from."""
+
+
+class RewardModelSettings(PairSettings, TrainSettings):
+    """A reward model from pairs (Ouyang et al. 2022, arXiv:2203.02155, eq. 1), for PPO.
+
+    The pairs are those of the `preference` section where the recipe has one, so that they are made once.
+    """
+
+    learning_rate: float = Field(5e-5, gt=0, lt=1)
+    max_pairs_per_prompt: int = Field(2, ge=1)
+    max_pairs: int = Field(256, ge=1)
+    held_out: float = Field(0.25, gt=0, lt=1)
+    """Share of the groups whose pairs are not trained on and measure the accuracy."""
+    margin_weight: float = Field(0.0, ge=0)
+    """Times a pair's margin, the least gap that the loss asks for (Touvron et al. 2023, arXiv:2307.09288, eq. 2)."""
+    center: float = Field(0.01, ge=0)
+    """Weight of the squared sum of a pair's rewards: keeps them around 0 (Eisenstein et al. 2023, arXiv:2312.09244)."""
 
 
 class RLSettings(TrainSettings):
@@ -224,6 +246,8 @@ class Resources(Section):
 
 STAGES = ("sft", "preference", "rl")
 """Sections of a recipe that train a model each from the one before, in the order of the climb."""
+OPTIONAL = (*STAGES, "reward_model")
+"""Sections that a recipe may leave out; a reward model is no stage: it yields no candidate."""
 Kind = Literal["light", "train", "generate"]
 """Of step, by what it asks of the engine."""
 
@@ -243,6 +267,8 @@ class Recipe(Section):
     """None (or false) leaves the stage out; so with each stage."""
     preference: PreferenceSettings | None = PreferenceSettings()
     rl: RLSettings | None = RLSettings()
+    reward_model: RewardModelSettings | None = None
+    """What PPO maximises; None (or false) for the task's verifier."""
     select: SelectSettings = SelectSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     judge: JudgeSettings = JudgeSettings()
@@ -262,12 +288,12 @@ class Recipe(Section):
         every = {name: getattr(self, name) for name in STAGES}
         return {name: section.title for name, section in every.items() if section}
 
-    @field_validator(*STAGES, mode="before")
+    @field_validator(*OPTIONAL, mode="before")
     @classmethod
     def _read_left_out(cls, value: Any) -> Any:
         return None if value is False else value
 
-    @field_serializer(*STAGES, when_used="json")
+    @field_serializer(*OPTIONAL, when_used="json")
     def _write_left_out(self, value: Section | None) -> Any:
         return value or False  # the IR's constants have no null, and a missing key would be the default again
 

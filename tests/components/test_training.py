@@ -106,7 +106,7 @@ def wait_for_steps(fifo: Path, count: int) -> None:
 
 def outcome(folder: Path) -> tuple[Manifest, Manifest]:
     """Return what must be the same, bit for bit, whatever happened on the way."""
-    return read_manifest(folder / "model", "model"), read_manifest(folder / "summary", "summary")
+    return read_manifest(folder / "model", "model", "reward_model"), read_manifest(folder / "summary", "summary")
 
 
 def checkpoints(work: Path) -> list[str]:
