@@ -111,13 +111,14 @@ class Stages:
         if recipe.sft:
             self._stage("sft", train_sft(**self._given(recipe.sft), base=self.best, data=self.data))
         pairs = self._pairs(recipe.preference or recipe.reward_model)
+        rewarding = {}
         if recipe.reward_model:
-            self._train_reward(recipe.reward_model, pairs)
+            rewarding["reward"] = self._train_reward(recipe.reward_model, pairs)
         if recipe.preference:
             given = self._given(recipe.preference)
             self._stage("preference", train_preference(**given, base=self.best, pairs=pairs))
         if recipe.rl:
-            self._stage("rl", train_rl(**self._given(recipe.rl), base=self.best, data=self.data))
+            self._stage("rl", train_rl(**self._given(recipe.rl), base=self.best, data=self.data, **rewarding))
 
     def decide(self) -> None:
         """Add the evaluation, the gate, its two branches, and the report."""

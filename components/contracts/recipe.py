@@ -138,17 +138,49 @@ class RewardModelSettings(PairSettings, TrainSettings):
     """Weight of the squared sum of a pair's rewards: keeps them around 0 (Eisenstein et al. 2023, arXiv:2312.09244)."""
 
 
-class RLSettings(TrainSettings):
-    """GRPO from verifiable rewards (Shao et al. 2024, arXiv:2402.03300)."""
+class PPOSettings(Section):
+    """What `algorithm: ppo` has beside the rest of `rl`."""
 
-    title: ClassVar[str] = "GRPO"
+    epochs: int = Field(2, ge=1)
+    """Passes over the samples of a step."""
+    minibatch_size: int = Field(32, ge=1)
+    """Samples per update; a step has `epochs` · samples / `minibatch_size` of them."""
+    value_learning_rate: float = Field(1e-3, gt=0, lt=1)
+    """Of the value head, which does not reach into the policy."""
+    gamma: float = Field(1.0, gt=0, le=1)
+    """Discount per token."""
+    gae_lambda: float = Field(0.95, ge=0, le=1)
+    """Between the value head's word (0) and the reward itself (1): Schulman et al. 2016, arXiv:1506.02438, eq. 16."""
+    value_clip: float = Field(0.2, gt=0)
+    """How far a value may move from that of the samples before its gradient stops."""
+    whiten: bool = True
+    """Bring the advantages of a step to mean 0 and deviation 1."""
+    kl_coefficient: float = Field(0.05, ge=0)
+    """Of the penalty in each token's reward for leaving the start model."""
+    kl_estimator: Literal["k1", "k3"] = "k1"
+    """Of a token's KL from its log-ratio l (policy − start): l, unbiased and of either sign, or exp(−l) − 1 + l, never
+    negative (Schulman 2020, joschu.net/blog/kl-approx.html). As a reward only k1 has the gradient of the KL."""
+    kl_target: float = Field(0.0, ge=0)
+    """Nats per token that the coefficient is steered towards (Ziegler et al. 2019, arXiv:1909.08593, §2.2); 0: none."""
+    max_kl: float = Field(1.0, gt=0)
+    """Nats per token at the end beyond which the step fails: the policy has left what it started from."""
+    unfinished_penalty: float = Field(1.0, ge=0)
+    """Taken from a reward model's reward, in its deviations, of a sample that was cut at the token limit."""
+
+
+class RLSettings(TrainSettings):
+    """Reinforcement learning: GRPO from verifiable rewards (Shao et al. 2024, arXiv:2402.03300), or PPO.
+
+    PPO (Schulman et al. 2017, arXiv:1707.06347) maximises the recipe's reward model, or without one the verifier.
+    """
 
     learning_rate: float = Field(5e-5, gt=0, lt=1)
+    algorithm: Literal["grpo", "ppo"] = "grpo"
     max_steps: int = Field(16, ge=-1)
     batch_size: int = Field(16, ge=1)
     """Prompts per optimizer step."""
     group_size: int = Field(4, ge=2)
-    """Samples per prompt: the group whose mean reward is the baseline."""
+    """Samples per prompt: for GRPO the group whose mean reward is the baseline."""
     temperature: float = Field(1.2, gt=0)
     max_new_tokens: int = Field(96, ge=1)
     beta: float = Field(0.0, ge=0)
@@ -161,6 +193,20 @@ class RLSettings(TrainSettings):
     arXiv:2503.20783) an error that costs more weighs more."""
     use_vllm: bool = False
     """Rollouts by vLLM; GPU profile."""
+    ppo: PPOSettings = PPOSettings()
+
+    @property
+    def title(self) -> str:
+        """The algorithm's name."""
+        return self.algorithm.upper()
+
+    @model_validator(mode="after")
+    def _ppo_does_all_it_is_asked(self) -> Self:
+        if self.algorithm == "ppo" and self.use_vllm:
+            raise ValueError("PPO samples by its own decoder or transformers: say use_vllm: false")
+        if self.algorithm == "ppo" and self.beta:
+            raise ValueError("PPO's KL penalty is ppo.kl_coefficient: say beta: 0")
+        return self
 
 
 class SelectSettings(Section):
@@ -281,6 +327,12 @@ class Recipe(Section):
         "train": Resources(cpus=2, memory_gb=12, timeout_minutes=120),
         "generate": Resources(cpus=2, memory_gb=8),
     }
+
+    @model_validator(mode="after")
+    def _reward_model_is_used(self) -> Self:
+        if self.reward_model and (self.rl is None or self.rl.algorithm != "ppo"):
+            raise ValueError("reward_model is what PPO maximises: say rl.algorithm: ppo, or leave reward_model out")
+        return self
 
     @property
     def stages(self) -> dict[str, str]:

@@ -98,7 +98,7 @@ def tune(settings: RLSettings, task: str, seed: int, base: str, data: str, outpu
             )
         },
     )
-    first, last = _ends(points, "reward")
+    first, last = ends(points, "reward")
     told = training.summary(
         "train_rl",
         f"GRPO, {len(points)} steps: reward of the samples {first:.3f} → {last:.3f}, "
@@ -191,7 +191,7 @@ def _reward(task: Task, tokenizer: Any) -> Any:
     return reward
 
 
-def _ends(points: list[dict[str, float]], name: str) -> tuple[float, float]:
+def ends(points: list[dict[str, float]], name: str) -> tuple[float, float]:
     """Return the mean of a number over the first and over the last quarter of the steps."""
     count = max(1, len(points) // 4)
     values = [point[name] for point in points]

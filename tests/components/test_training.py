@@ -28,7 +28,7 @@ from assay.components.contracts.recipe import RLSettings, SFTSettings, TrainSett
 from assay.components.runtime.context import RESUME_EXIT
 from assay.components.shared import training
 from assay.components.shared.models import load_model, save_model
-from assay.components.train_rl import grpo
+from assay.components.train_rl import grpo, ppo
 
 ONE_CORE = {"ASSAY_CPUS": "1", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
@@ -39,7 +39,8 @@ def _task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ASSAY_CPUS", "1")
     monkeypatch.setenv("ASSAY_WORK", str(tmp_path / "work"))
     monkeypatch.delenv("ASSAY_PROGRESS", raising=False)
-    monkeypatch.setattr(grpo, "get_task", lambda name: train_step.Letters())
+    for module in (grpo, ppo):
+        monkeypatch.setattr(module, "get_task", lambda name: train_step.Letters())
 
 
 class Lab:
@@ -265,12 +266,13 @@ def test_numbers_that_are_not_finite_stop_the_run_at_their_step(
     assert "at step 1:" in error.value.what
 
 
+@pytest.mark.parametrize("stage", ["rl", "ppo"])
 def test_rewards_that_are_all_equal_are_an_error_that_says_what_to_try(
-    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stage: str, lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train_step.Letters, "reward", lambda *rest, **more: 0.5)
     with pytest.raises(TrainingError, match="rewards_differ") as error:
-        lab.run("rl", tmp_path, max_steps=2)
+        lab.run(stage, tmp_path, max_steps=2)
     assert "temperature" in error.value.fix
     assert "group_size" in error.value.fix
 
