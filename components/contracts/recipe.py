@@ -110,15 +110,32 @@ class PairSettings(Section):
 
 
 class PreferenceSettings(PairSettings, TrainSettings):
-    """Pairs, and DPO on them (Rafailov et al. 2023, arXiv:2305.18290)."""
+    """Pairs, and a loss on them."""
 
-    title: ClassVar[str] = "DPO"
-
+    loss: Literal["dpo", "ipo", "orpo", "kto", "rpo"] = "dpo"
+    """DPO (Rafailov et al. 2023, arXiv:2305.18290), IPO (Azar et al. 2023, arXiv:2310.12036), ORPO (Hong et al. 2024,
+    arXiv:2403.07691; no reference model), KTO (Ethayarajh et al. 2024, arXiv:2402.01306; a pair counts as two separate
+    opinions) or Relative Preference Optimization (Yin et al. 2024, arXiv:2402.10958; across the pairs of a batch)."""
     learning_rate: float = Field(5e-5, gt=0, lt=1)
     beta: float = Field(0.1, gt=0)
-    """Strength of the pull back to the reference model (eq. 7)."""
+    """Strength of the pull back to the reference model; IPO's τ; ORPO's weight of the odds ratio."""
     nll_weight: float = Field(1.0, ge=0)
-    """Weight of the negative log-likelihood of the chosen answer (Pang et al. 2024, arXiv:2404.19733)."""
+    """Weight of the chosen answer's negative log-likelihood (Pang et al. 2024, arXiv:2404.19733); ORPO has its own."""
+    distance_temperature: float = Field(0.5, gt=0)
+    """RPO only: how fast the weight of another prompt's answers falls with the distance between the prompts."""
+    holdout: float = Field(0.0, ge=0, lt=1)
+    """Share of the prompt groups whose pairs are not trained on, but ranked before and after."""
+
+    @property
+    def title(self) -> str:
+        """Name of the technique."""
+        return self.loss.upper()
+
+    @model_validator(mode="after")
+    def _batches_hold_other_prompts(self) -> Self:
+        if self.loss == "rpo" and self.batch_size < 2:
+            raise ValueError("rpo contrasts the pairs of a batch: batch_size must be at least 2")
+        return self
 
 
 class RewardModelSettings(PairSettings, TrainSettings):
@@ -130,8 +147,8 @@ class RewardModelSettings(PairSettings, TrainSettings):
     learning_rate: float = Field(5e-5, gt=0, lt=1)
     max_pairs_per_prompt: int = Field(2, ge=1)
     max_pairs: int = Field(256, ge=1)
-    held_out: float = Field(0.25, gt=0, lt=1)
-    """Share of the groups whose pairs are not trained on and measure the accuracy."""
+    holdout: float = Field(0.25, gt=0, lt=1)
+    """Share of the prompt groups whose pairs are not trained on, but ranked afterwards."""
     margin_weight: float = Field(0.0, ge=0)
     """Times a pair's margin, the least gap that the loss asks for (Touvron et al. 2023, arXiv:2307.09288, eq. 2)."""
     center: float = Field(0.01, ge=0)
@@ -168,26 +185,49 @@ class PPOSettings(Section):
     """Taken from a reward model's reward, in its deviations, of a sample that was cut at the token limit."""
 
 
+ALGORITHMS: dict[str, dict[str, Any]] = {
+    "grpo": {"epsilon_high": 0.2},
+    "dapo": {"epsilon_high": 0.28, "token_level_loss": True, "dynamic_sampling": True, "overlong_buffer": 0.2},
+    "gspo": {"epsilon": 3e-4, "epsilon_high": 4e-4},
+    "rloo": {"epsilon_high": 0.2, "scale_rewards": "none"},
+    "ppo": {"epsilon_high": 0.2},
+}
+"""What each algorithm of `RLSettings` says where the recipe does not; the numbers are the papers'."""
+
+
 class RLSettings(TrainSettings):
-    """Reinforcement learning: GRPO from verifiable rewards (Shao et al. 2024, arXiv:2402.03300), or PPO.
+    """Reinforcement learning from rewards, several samples to a prompt."""
 
-    PPO (Schulman et al. 2017, arXiv:1707.06347) maximises the recipe's reward model, or without one the verifier.
-    """
-
+    algorithm: Literal["grpo", "dapo", "gspo", "rloo", "ppo"] = "grpo"
+    """GRPO (Shao et al. 2024, arXiv:2402.03300), DAPO (Decoupled Clip and Dynamic sAmpling, arXiv:2503.14476), GSPO
+    (ratios of whole sequences, arXiv:2507.18071) or RLOO (leave-one-out baseline, arXiv:2402.14740), all on the
+    verifier's rewards; or PPO (Schulman et al. 2017, arXiv:1707.06347), on the recipe's reward model or without one on
+    the verifier. Where the recipe does not give them, `epsilon`, `epsilon_high`, `token_level_loss`,
+    `dynamic_sampling`, `overlong_buffer` and `scale_rewards` are the algorithm's."""
     learning_rate: float = Field(5e-5, gt=0, lt=1)
-    algorithm: Literal["grpo", "ppo"] = "grpo"
     max_steps: int = Field(16, ge=-1)
     batch_size: int = Field(16, ge=1)
-    """Prompts per optimizer step."""
+    """Prompts that are sampled for at once."""
+    updates: int = Field(1, ge=1)
+    """Optimizer steps on each batch of samples, a part of it each; above 1 samples grow stale, and clipping acts."""
     group_size: int = Field(4, ge=2)
-    """Samples per prompt: for GRPO the group whose mean reward is the baseline."""
+    """Samples per prompt: the group whose mean reward is the baseline."""
     temperature: float = Field(1.2, gt=0)
     max_new_tokens: int = Field(96, ge=1)
     beta: float = Field(0.0, ge=0)
     """KL penalty against the input model."""
     epsilon: float = Field(0.2, gt=0)
-    epsilon_high: float = Field(0.28, gt=0)
-    """Upper clip (DAPO's clip-higher, arXiv:2503.14476)."""
+    """A ratio below 1 − ε, of a sample worse than its group, has no gradient."""
+    epsilon_high: float = Field(0.2, gt=0)
+    """A ratio above 1 + ε, of a better sample, has none; larger than `epsilon` in DAPO (clip-higher)."""
+    token_level_loss: bool = False
+    """Average over all tokens of the step (DAPO); else over samples, each averaged over its tokens."""
+    dynamic_sampling: bool = False
+    """Replace prompts whose samples all have the same reward by others, until the batch is full (DAPO)."""
+    max_resampling: int = Field(3, ge=1)
+    """Rounds of such replacements, at most; then the batch stays as it is."""
+    overlong_buffer: float = Field(0.0, ge=0, lt=1)
+    """Share of `max_new_tokens`, at its end, over which the reward falls by up to 1 (DAPO's overlong shaping)."""
     scale_rewards: Literal["group", "batch", "none"] = "group"
     """Divide advantages by the standard deviation of the rewards of the group or of the step. With `none` (Dr. GRPO,
     arXiv:2503.20783) an error that costs more weighs more."""
@@ -197,15 +237,39 @@ class RLSettings(TrainSettings):
 
     @property
     def title(self) -> str:
-        """The algorithm's name."""
+        """Name of the technique."""
         return self.algorithm.upper()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_the_algorithm_has_it(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return {**ALGORITHMS.get(given.get("algorithm", "grpo"), {}), **given}
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.batch_size * self.group_size % self.updates:
+            raise ValueError("updates must divide batch_size · group_size")
+        if self.save_steps % self.updates:
+            raise ValueError("save_steps must be a multiple of updates: samples are not part of a checkpoint")
+        if self.algorithm == "rloo" and self.updates > 1:
+            raise ValueError("rloo takes one update a batch")
+        return self
 
     @model_validator(mode="after")
     def _ppo_does_all_it_is_asked(self) -> Self:
-        if self.algorithm == "ppo" and self.use_vllm:
-            raise ValueError("PPO samples by its own decoder or transformers: say use_vllm: false")
-        if self.algorithm == "ppo" and self.beta:
-            raise ValueError("PPO's KL penalty is ppo.kl_coefficient: say beta: 0")
+        if self.algorithm != "ppo":
+            return self
+        if self.use_vllm:
+            raise ValueError("ppo samples by our own decoder or transformers: say use_vllm: false")
+        if self.beta:
+            raise ValueError("ppo's KL penalty is ppo.kl_coefficient: say beta: 0")
+        if self.updates > 1:
+            raise ValueError("ppo's updates are ppo.epochs and ppo.minibatch_size: say updates: 1")
+        unknown = [name for name in ("dynamic_sampling", "token_level_loss", "overlong_buffer") if getattr(self, name)]
+        if unknown:
+            raise ValueError(f"ppo has no {unknown[0]}: leave it out")
         return self
 
 

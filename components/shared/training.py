@@ -139,6 +139,8 @@ def score_answers_only(trainer: Any, temperature: float = 1.0) -> None:
     def forward(*positional: Any, fused_lm_head: bool = False, labels: Any = None, **named: Any) -> Any:
         if not fused_lm_head:
             return before(*positional, **({"labels": labels} if labels is not None else {}), **named)
+        if named.get("output_router_logits"):  # a mixture of experts, whose balance TRL's head accounts for
+            return before(*positional, fused_lm_head=True, labels=labels, **named)
         wanted = labels[:, 1:]
         mask = wanted != -100
         states, place = hidden_states(model, *positional, **{**named, "use_cache": False})
@@ -180,8 +182,14 @@ def hidden_states(
 class Watcher(TrainerCallback):  # type: ignore[misc]
     """Reports progress, seals checkpoints, stops on SIGTERM at the end of a step and on numbers that are not finite."""
 
-    def __init__(self, shown: Sequence[str]) -> None:
-        self.shown = shown
+    def __init__(self, shown: Sequence[str], every: int = 1) -> None:
+        """Watch a trainer.
+
+        Args:
+            shown: TRL's names of the numbers that go into the progress.
+            every: Steps after which the run may stop and go on later as if it had not.
+        """
+        self.shown, self.every = shown, every
         self.stopping = False
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
@@ -200,7 +208,7 @@ class Watcher(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
         """Save and stop, if the engine asked for it; do not save what is about to be finished."""
-        if self.stopping:
+        if self.stopping and state.global_step % self.every == 0:
             control.should_save = control.should_training_stop = True
         elif state.global_step >= state.max_steps:
             control.should_save = False

@@ -1,16 +1,20 @@
-"""Direct preference optimization with TRL (Rafailov et al. 2023, arXiv:2305.18290).
+"""Preference tuning with TRL's pair trainer: DPO and IPO are its own losses, ORPO, KTO and RPO are in `losses.py`.
 
 The reference model's log-probabilities are computed once, before the first step, so that one model is in memory. The
-loss adds the chosen answer's negative log-likelihood (Pang et al. 2024, arXiv:2404.19733): without it both answers of a
+negative log-likelihood of the chosen answer is added (Pang et al. 2024, arXiv:2404.19733): without it both answers of a
 pair can become less likely, and on short structured answers they do.
 """
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
+from torch import Tensor
 from trl import DPOConfig, DPOTrainer
+from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from ..contracts.artifacts import read_manifest
 from ..contracts.errors import DataError
@@ -18,7 +22,10 @@ from ..contracts.recipe import PreferenceSettings
 from ..contracts.rows import PreferencePair, read_rows
 from ..shared import training
 from ..shared.chat import completion_ids, prompt_ids
+from ..shared.holdout import is_held_out
+from ..shared.statistics import proportion
 from ..shared.summary import write_summary
+from . import losses
 
 NAMES = {
     "loss": "loss",
@@ -26,17 +33,82 @@ NAMES = {
     "rewards/accuracies": "accuracy",
     "rewards/margins": "margin",
 }
+TRL_LOSSES = {"dpo": "sigmoid", "ipo": "ipo"}
+RANKED_AT_ONCE = 16
+"""Pairs whose answers are scored in one forward pass outside of training."""
+Row = dict[str, Any]
+"""`prompt_ids`, `chosen_ids`, `rejected_ids`; KTO adds `other_ids`, RPO `prompt_embedding`."""
+
+
+class Collator(DataCollatorForPreference):  # type: ignore[misc]
+    """TRL's collator, with what the further losses want beside the pairs."""
+
+    def torch_call(self, examples: list[Row]) -> dict[str, Any]:
+        """Return a padded batch: first the chosen answers, then the rejected ones."""
+        batch: dict[str, Any] = super().torch_call(examples)
+        if "other_ids" in examples[0]:
+            twice = [one | {"chosen_ids": one["other_ids"], "rejected_ids": one["other_ids"]} for one in examples]
+            other = super().torch_call(twice)
+            batch["other"] = {name: other[name][: len(examples)] for name in MODEL_INPUTS}
+        for name in ("ref_other_logps", "prompt_embedding"):
+            if name in examples[0]:
+                batch[name] = torch.tensor([one[name] for one in examples])
+        return batch
+
+
+MODEL_INPUTS = ("input_ids", "attention_mask", "completion_mask")
 
 
 class PairTrainer(DPOTrainer):  # type: ignore[misc]
-    """TRL's trainer on pairs that are tokenised already, as generation tokenises them."""
+    """TRL's trainer on pairs that are tokenised already, as generation tokenises them, with three further losses."""
+
+    def __init__(self, settings: PreferenceSettings, **named: Any) -> None:
+        self.settings = settings
+        super().__init__(**named)
 
     def _prepare_dataset(self, dataset: Any, *rest: Any) -> Any:
         return dataset
 
-    def _precompute_ref_logps(self, *positional: Any) -> Any:
+    def _precompute_ref_logps(self, dataset: Any, *rest: Any) -> Any:
         training.score_answers_only(self)  # from here on: the reference is scored as the policy will be, and as quickly
-        return super()._precompute_ref_logps(*positional)
+        if self.settings.loss == "orpo":
+            return dataset
+        if "other_ids" not in dataset.column_names:
+            return super()._precompute_ref_logps(dataset, *rest)
+        others = dataset.map(lambda row: {"chosen_ids": row["other_ids"], "rejected_ids": row["other_ids"]})
+        column = super()._precompute_ref_logps(others, *rest)["ref_chosen_logps"]
+        return super()._precompute_ref_logps(dataset, *rest).add_column("ref_other_logps", list(column))
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False) -> Any:
+        if self.settings.loss in TRL_LOSSES:
+            return super()._compute_loss(model, inputs, return_outputs)
+        scored, lengths = self.score(model, inputs)
+        (chosen, rejected), (tokens, others) = scored.chunk(2), lengths.chunk(2)
+        beta, likelihood = self.settings.beta, self.settings.nll_weight * -chosen.sum() / tokens.sum()
+        if self.settings.loss == "orpo":
+            ratios = chosen / tokens, rejected / others
+            loss = losses.orpo(*ratios, beta).mean()
+        else:
+            ratios = chosen - inputs["ref_chosen_logps"], rejected - inputs["ref_rejected_logps"]
+            if self.settings.loss == "kto":
+                with torch.no_grad():
+                    other, _ = self.score(model, inputs["other"])
+                per_pair = losses.kto(*ratios, other - inputs["ref_other_logps"], beta)
+            else:
+                per_pair = losses.rpo(*ratios, inputs["prompt_embedding"], beta, self.settings.distance_temperature)
+            loss = per_pair.mean() + likelihood
+        margins = beta * (ratios[0] - ratios[1]).detach()
+        told = {"rewards/margins": margins, "rewards/accuracies": (margins > 0).float()}
+        for name, values in told.items():
+            self._metrics["train"][name].append(self.accelerator.gather(values).mean().item())
+        return loss
+
+    def score(self, model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the log-probability of each answer and its number of tokens, both [sequences]."""
+        labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
+        asked = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        outputs = model(**asked, labels=labels, use_cache=False, fused_lm_head=True)
+        return outputs.log_probs.sum(1), inputs["completion_mask"].sum(1)
 
 
 def tune(settings: PreferenceSettings, task: str, seed: int, base: str, pairs: str, output: str, summary: Any) -> None:
@@ -44,33 +116,43 @@ def tune(settings: PreferenceSettings, task: str, seed: int, base: str, pairs: s
     started = time.monotonic()
     parents = {"base": read_manifest(base, "model"), "pairs": read_manifest(pairs, "pairs")}
     model, tokenizer = training.load_trainable(base, settings)
-    rows, dropped = tokenize(read_rows(Path(pairs) / "pairs.parquet", PreferencePair), tokenizer, settings.max_tokens)
+    every = read_rows(Path(pairs) / "pairs.parquet", PreferencePair)
+    kept = [pair for pair in every if not is_held_out(pair.group, settings.holdout)]
+    rows, dropped = tokenize(kept, tokenizer, settings.max_tokens)
+    apart = [pair for pair in every if is_held_out(pair.group, settings.holdout)]
+    unseen = tokenize(apart, tokenizer, settings.max_tokens)[0] if apart else []
     trainer, watcher = make_trainer(model, tokenizer, rows, settings, seed)
+    before = ranked_right(trainer, unseen)
     training.train(trainer, watcher)
+    after = ranked_right(trainer, unseen)
     training.save(trainer, tokenizer, output, parents["base"], {"stage": "preference", "task": task})
     points = training.curve(trainer, NAMES)
     accuracy, margin = _last(points, "accuracy"), _last(points, "margin")
     effect = training.check_effect(
         training.weight_change(base, output),
         points,
-        {"margin_moved": (margin > 0, "raise learning_rate or max_pairs; look at the pair report for contradictions")},
+        {
+            "margin_rose": (
+                margin > points[0]["margin"],
+                "raise learning_rate or max_pairs; look at the pair report for contradictions",
+            )
+        },
     )
     told = training.summary(
         "train_preference",
-        f"DPO on {len(rows)} pairs: in the last steps {accuracy:.0%} are ranked right, margin {margin:.2f}",
+        f"{settings.title} on {len(rows)} pairs: in the last steps {accuracy:.0%} are ranked right, margin {margin:.2f}"
+        + _held_out_words(before, after),
         points,
         effect,
         examples=len(rows),
         tokens=sum(len(row["prompt_ids"]) * 2 + len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows),
         dropped=dropped,
-        metrics={"accuracy": accuracy, "margin": margin},
+        metrics={"accuracy": accuracy, "margin": margin, **_held_out_metrics(before, after)},
     )
     write_summary(summary, told, seconds=time.monotonic() - started, parents=parents)
 
 
-def tokenize(
-    pairs: list[PreferencePair], tokenizer: Any, max_tokens: int
-) -> tuple[list[dict[str, list[int]]], dict[str, int]]:
+def tokenize(pairs: list[PreferencePair], tokenizer: Any, max_tokens: int) -> tuple[list[Row], dict[str, int]]:
     """Return rows of `prompt_ids`, `chosen_ids`, `rejected_ids`, and how many were too long.
 
     Raises:
@@ -87,33 +169,108 @@ def tokenize(
             rows.append(row)
     if not rows:
         raise DataError(
-            f"none of the {len(pairs)} pairs fits into {max_tokens} tokens", fix="raise preference.max_tokens"
+            f"none of the {len(pairs)} pairs fits into {max_tokens} tokens",
+            fix="raise preference.max_tokens, or lower preference.holdout",
         )
     return rows, {"too_long": len(pairs) - len(rows)}
 
 
 def make_trainer(
-    model: Any, tokenizer: Any, rows: list[dict[str, list[int]]], settings: PreferenceSettings, seed: int
+    model: Any, tokenizer: Any, rows: list[Row], settings: PreferenceSettings, seed: int
 ) -> tuple[PairTrainer, training.Watcher]:
-    """Return TRL's trainer on tokenised pairs and the watcher on it."""
+    """Return the trainer on tokenised pairs and the watcher on it."""
     watcher = training.Watcher(["loss", "rewards/accuracies", "rewards/margins"])
+    if settings.loss == "kto":
+        rows = [row | {"other_ids": other} for row, other in zip(rows, answers_to_others(rows), strict=True)]
+    if settings.loss == "rpo":
+        rows = [row | {"prompt_embedding": at} for row, at in zip(rows, embed_prompts(model, rows), strict=True)]
+    kinds = [TRL_LOSSES.get(settings.loss, "sigmoid")]
     with_nll = settings.nll_weight > 0
+    arguments = DPOConfig(
+        **training.arguments(settings, seed),
+        max_length=settings.max_tokens,
+        beta=settings.beta,
+        loss_type=[*kinds, "sft"] if with_nll else kinds,
+        loss_weights=[1.0, settings.nll_weight] if with_nll else [1.0],
+        precompute_ref_log_probs=True,
+        remove_unused_columns=False,
+    )
     trainer = PairTrainer(
+        settings,
         model=model,
-        args=DPOConfig(
-            **training.arguments(settings, seed),
-            max_length=settings.max_tokens,
-            beta=settings.beta,
-            loss_type=["sigmoid", "sft"] if with_nll else ["sigmoid"],
-            loss_weights=[1.0, settings.nll_weight] if with_nll else [1.0],
-            precompute_ref_log_probs=True,
-        ),
+        args=arguments,
+        data_collator=Collator(pad_token_id=tokenizer.pad_token_id, max_length=settings.max_tokens),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
         peft_config=training.adapter(settings),
         callbacks=[watcher],
     )
     return trainer, watcher
+
+
+def answers_to_others(rows: Sequence[Row]) -> list[list[int]]:
+    """Return for each prompt the chosen answer of the next prompt that is another one, as KTO's point of reference.
+
+    Raises:
+        DataError: All pairs are of one prompt.
+    """
+    found = []
+    for place, row in enumerate(rows):
+        after = [*rows[place + 1 :], *rows[:place]]
+        other = next((one["chosen_ids"] for one in after if one["prompt_ids"] != row["prompt_ids"]), None)
+        if other is None:
+            raise DataError("all pairs are of one prompt, and KTO compares with others", fix="take another loss")
+        found.append(other)
+    return found
+
+
+def embed_prompts(model: Any, rows: Sequence[Row]) -> list[list[float]]:
+    """Return each prompt's mean final hidden state, less the mean of all: without that, all prompts look alike.
+
+    Args:
+        model: The model as it comes in.
+        rows: With `prompt_ids`.
+    """
+    means = []
+    with torch.no_grad():
+        for row in rows:
+            ids = torch.tensor([row["prompt_ids"]], device=model.device)
+            means.append(model.base_model(ids, use_cache=False).last_hidden_state[0].float().mean(0))
+    every = torch.stack(means)
+    return [[float(value) for value in one] for one in every - every.mean(0)]
+
+
+def ranked_right(trainer: PairTrainer, rows: Sequence[Row]) -> list[bool]:
+    """Return for each pair whether a token of the chosen answer is likelier, on average, than one of the rejected."""
+    found: list[bool] = []
+    model = trainer.model.eval()
+    with torch.no_grad():
+        for start in range(0, len(rows), RANKED_AT_ONCE):
+            batch = trainer._prepare_inputs(trainer.data_collator(list(rows[start : start + RANKED_AT_ONCE])))
+            scored, lengths = trainer.score(model, batch)
+            chosen, rejected = (scored / lengths).chunk(2)
+            found += (chosen > rejected).tolist()
+    model.train()
+    return found
+
+
+def _held_out_metrics(before: list[bool], after: list[bool]) -> dict[str, float]:
+    if not after:
+        return {}
+    interval = proportion(sum(after), len(after))
+    return {
+        "held_out_pairs": float(len(after)),
+        "held_out_accuracy_before": sum(before) / len(before),
+        "held_out_accuracy": interval.mean,
+        "held_out_accuracy_low": interval.low,
+        "held_out_accuracy_high": interval.high,
+    }
+
+
+def _held_out_words(before: list[bool], after: list[bool]) -> str:
+    if not after:
+        return ""
+    return f"; of {len(after)} held-out pairs {sum(before) / len(before):.0%} → {sum(after) / len(after):.0%}"
 
 
 def _last(points: list[dict[str, float]], name: str) -> float:

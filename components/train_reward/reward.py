@@ -4,7 +4,6 @@ The loss is Bradley and Terry's: −log σ(r(chosen) − r(rejected) − w·marg
 of some groups are held out; the accuracy on them is that of the model as saved.
 """
 
-import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,6 +19,7 @@ from ..contracts.recipe import RewardModelSettings, TrainSettings
 from ..contracts.rows import PreferencePair, read_rows
 from ..shared import training
 from ..shared.chat import completion_ids, prompt_ids
+from ..shared.holdout import is_held_out
 from ..shared.models import save_model
 from ..shared.reward_model import HEAD, HEAD_WEIGHT, RewardModel, add_head, raw_rewards, write_scale
 from ..shared.statistics import mean_interval
@@ -43,7 +43,7 @@ def fit(settings: RewardModelSettings, task: str, seed: int, base: str, pairs: s
     parents = {"base": read_manifest(base, "model"), "pairs": read_manifest(pairs, "pairs")}
     model, tokenizer = training.load_trainable(base, settings)
     rows, dropped = tokenize(read_rows(Path(pairs) / "pairs.parquet", PreferencePair), tokenizer, settings)
-    kept, held_out = split(rows, settings.held_out)
+    kept, held_out = split(rows, settings.holdout)
     trainer, watcher = make_trainer(model, tokenizer, kept, settings, seed)
     training.train(trainer, watcher)
     save(trainer, tokenizer, output, kept)
@@ -107,20 +107,15 @@ def split(rows: Sequence[dict[str, Any]], share: float) -> tuple[list[dict[str, 
     Raises:
         DataError: One side is empty.
     """
-    held_out = [row for row in rows if point_of(row["group"]) < share]
-    kept = [row for row in rows if point_of(row["group"]) >= share]
+    held_out = [row for row in rows if is_held_out(row["group"], share)]
+    kept = [row for row in rows if not is_held_out(row["group"], share)]
     if not kept or not held_out:
         raise DataError(
             f"of {len(rows)} pairs {len(kept)} are to train on and {len(held_out)} held out; both need some",
-            where="reward_model.held_out",
-            fix="raise max_pairs, prompts or max_tokens, or move held_out towards one half",
+            where="reward_model.holdout",
+            fix="raise max_pairs, prompts or max_tokens, or move holdout towards one half",
         )
     return kept, held_out
-
-
-def point_of(group: str) -> float:
-    """Return a group's point in [0, 1), by hash. Salted: the unsalted hash has chosen the split that pairs are from."""
-    return int.from_bytes(hashlib.sha256(f"held out:{group}".encode()).digest()[:8]) / 2**64
 
 
 def make_trainer(

@@ -360,7 +360,14 @@ def test_a_policy_that_runs_away_fails_and_says_what_to_try(learner: Path, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("asked", "what"), [({"use_vllm": True}, "use_vllm: false"), ({"beta": 0.1}, "ppo.kl_coefficient")]
+    ("asked", "what"),
+    [
+        ({"use_vllm": True}, "use_vllm: false"),
+        ({"beta": 0.1}, "ppo.kl_coefficient"),
+        ({"updates": 2}, "ppo.epochs"),
+        ({"dynamic_sampling": True}, "no dynamic_sampling"),
+        ({"overlong_buffer": 0.2}, "no overlong_buffer"),
+    ],
 )
 def test_what_ppo_does_not_do_is_refused_by_the_recipe(asked: dict[str, Any], what: str) -> None:
     RLSettings(**asked)  # GRPO does

@@ -22,6 +22,7 @@ from assay.components.contracts.recipe import RewardModelSettings
 from assay.components.contracts.rows import Message
 from assay.components.shared import training
 from assay.components.shared.chat import completion_ids, prompt_ids
+from assay.components.shared.holdout import is_held_out
 from assay.components.shared.reward_model import RewardModel, raw_rewards
 from assay.components.shared.summary import read_summary
 from assay.components.train_reward import reward
@@ -129,7 +130,7 @@ def test_the_side_does_not_follow_from_the_split_that_pairs_are_from() -> None:
         return int.from_bytes(hashlib.sha256(group.encode()).digest()[:8]) / 2**64
 
     narrow = [str(place) for place in range(4000) if 0.23 <= point(str(place)) < 0.34]  # as the preference split lies
-    share = sum(reward.point_of(group) < 0.25 for group in narrow) / len(narrow)
+    share = sum(is_held_out(group, 0.25) for group in narrow) / len(narrow)
     assert share == pytest.approx(0.25, abs=0.07)
 
 
@@ -142,7 +143,7 @@ def test_a_model_that_ranks_no_better_than_a_coin_fails(tiny_model: Path, tmp_pa
     rows = preferences(24)
     contrary = [row.model_copy(update={"chosen": row.rejected, "rejected": row.chosen}) for row in rows]
     turned = [
-        other if reward.point_of(row.group) < TINY.held_out else row for row, other in zip(rows, contrary, strict=True)
+        other if is_held_out(row.group, TINY.holdout) else row for row, other in zip(rows, contrary, strict=True)
     ]  # what is held out says the contrary of what is taught
     data = train_step.data_for("reward", tmp_path / "data", turned)
     with pytest.raises(TrainingError, match="ranks_held_out_pairs") as error:

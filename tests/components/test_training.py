@@ -20,7 +20,7 @@ from trl.trainer.utils import add_fused_lm_head
 sys.path.insert(0, str(Path(__file__).parents[1] / "fixtures"))
 
 import train_step
-from train_step import SETTINGS, STAGES
+from train_step import SETTINGS, STAGES, TECHNIQUES
 
 from assay.components.contracts.artifacts import Manifest, read_manifest, seal
 from assay.components.contracts.errors import TrainingError
@@ -51,27 +51,29 @@ class Lab:
         self.data = {stage: train_step.data_for(stage, folder / f"{stage}-data") for stage in STAGES}
         self.done: dict[str, Path] = {}
 
-    def uninterrupted(self, stage: str, patch: pytest.MonkeyPatch) -> Path:
+    def uninterrupted(self, technique: str, patch: pytest.MonkeyPatch) -> Path:
         """Return the folder of a run that nothing stopped: `model`, `summary`, `work`."""
-        if stage not in self.done:
-            folder = self.folder / stage
+        if technique not in self.done:
+            folder = self.folder / technique
             with patch.context() as context:
                 context.setenv("ASSAY_WORK", str(folder / "work"))
-                self.run(stage, folder)
-            self.done[stage] = folder
-        return self.done[stage]
+                self.run(technique, folder)
+            self.done[technique] = folder
+        return self.done[technique]
 
-    def job(self, stage: str, output: Path) -> dict[str, Any]:
+    def job(self, technique: str, output: Path) -> dict[str, Any]:
+        stage, more = TECHNIQUES[technique]
         return {
             "stage": stage,
-            "settings": SETTINGS[stage],
+            "settings": SETTINGS[stage] | more,
             "base": str(self.base),
             "data": str(self.data[stage]),
             "output": str(output),
         }
 
-    def run(self, stage: str, output: Path, **settings: Any) -> None:
-        train_step.run(**{**self.job(stage, output), "settings": {**SETTINGS[stage], **settings}})
+    def run(self, technique: str, output: Path, **settings: Any) -> None:
+        job = self.job(technique, output)
+        train_step.run(**{**job, "settings": {**job["settings"], **settings}})
 
 
 @pytest.fixture(scope="module")
@@ -114,24 +116,24 @@ def checkpoints(work: Path) -> list[str]:
     return sorted(path.name for path in (work / "checkpoints").glob("checkpoint-*"))
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("technique", TECHNIQUES)
 def test_a_killed_run_ends_with_the_same_bytes(
-    stage: str, lab: Lab, driver: subprocess.Popen[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    technique: str, lab: Lab, driver: subprocess.Popen[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fifo = tmp_path / "progress"
     os.mkfifo(fifo)
-    job = {**lab.job(stage, tmp_path), "work": str(tmp_path / "work"), "progress": str(fifo)}
+    job = {**lab.job(technique, tmp_path), "work": str(tmp_path / "work"), "progress": str(fifo)}
     assert driver.stdin
     assert driver.stdout
     driver.stdin.write(json.dumps(job) + "\n")
     driver.stdin.flush()
-    wanted = outcome(lab.uninterrupted(stage, monkeypatch))
+    wanted = outcome(lab.uninterrupted(technique, monkeypatch))
     pid = int(driver.stdout.readline())
     wait_for_steps(fifo, 5)
     os.kill(pid, signal.SIGKILL)
     assert int(driver.stdout.readline()) == -signal.SIGKILL
-    assert "checkpoint-3" in checkpoints(tmp_path / "work")
-    lab.run(stage, tmp_path)
+    assert checkpoints(tmp_path / "work")
+    lab.run(technique, tmp_path)
     assert outcome(tmp_path) == wanted
 
 
