@@ -51,6 +51,7 @@ def fit(settings: RewardModelSettings, task: str, seed: int, base: str, pairs: s
     seal(output, "reward_model", parents=parents, metadata={**metadata, "stage": "reward_model", "task": task})
     points = training.curve(trainer, NAMES)
     ranked, margins = rank(RewardModel(output), held_out)
+    by_source = accuracies(ranked, held_out)
     accuracy = mean_interval(ranked, clusters=[row["group"] for row in held_out])
     effect = training.check_effect(
         training.weight_change(base, output, added=[HEAD_WEIGHT]),
@@ -79,14 +80,14 @@ def fit(settings: RewardModelSettings, task: str, seed: int, base: str, pairs: s
             "held_out_margin": sum(margins) / len(margins),
         },
     )
-    told.details["held_out"] = accuracy.model_dump()
+    told.details["held_out"] = {**accuracy.model_dump(), "by_source": by_source}
     write_summary(summary, told, seconds=time.monotonic() - started, parents=parents)
 
 
 def tokenize(
     pairs: list[PreferencePair], tokenizer: Any, settings: RewardModelSettings
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """Return rows of `chosen_ids`, `rejected_ids` (with the prompt), `margin`, `group`, and how many are too long."""
+    """Return rows of `chosen_ids`, `rejected_ids` (with the prompt), margin, group, source; and the drops."""
     rows = []
     for pair in pairs:
         prompt = prompt_ids(tokenizer, pair.prompt)
@@ -95,6 +96,7 @@ def tokenize(
             "rejected_ids": prompt + completion_ids(tokenizer, pair.rejected),
             "margin": settings.margin_weight * pair.margin,
             "group": pair.group,
+            "source": pair.source,
         }
         if max(len(row["chosen_ids"]), len(row["rejected_ids"])) <= settings.max_tokens:
             rows.append(row)
@@ -152,6 +154,17 @@ def save(trainer: Any, tokenizer: Any, folder: str | Path, rows: Sequence[dict[s
     save_model(merged, tokenizer, folder)
     merged.eval()
     write_scale(folder, raw_rewards(merged, [row[side] for row in rows for side in ("chosen_ids", "rejected_ids")]))
+
+
+def accuracies(ranked: Sequence[float], rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Return the accuracy by source: to tell a person's answer from a model's is easier than to rank two of a model."""
+    found: dict[str, list[tuple[float, str]]] = {}
+    for right, row in zip(ranked, rows, strict=True):
+        found.setdefault(row["source"], []).append((right, row["group"]))
+    return {
+        source: mean_interval([right for right, _ in some], clusters=[group for _, group in some]).model_dump()
+        for source, some in sorted(found.items())
+    }
 
 
 def rank(model: RewardModel, rows: Sequence[dict[str, Any]]) -> tuple[list[float], list[float]]:

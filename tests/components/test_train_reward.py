@@ -54,6 +54,7 @@ def test_a_run_ranks_held_out_pairs_and_tells(tiny_model: Path, tmp_path: Path) 
     assert told.details["dropped"] == {"too_long": 1}
     assert 0.5 < held_out["low"] < held_out["mean"] <= held_out["high"]
     assert told.metrics["held_out_accuracy"] == held_out["mean"]
+    assert held_out["by_source"]["reference>sampled"]["n"] == held_out["n"]
     assert told.details["effect"]["checks"]["ranks_held_out_pairs"]
     manifest = read_manifest(tmp_path / "model", "reward_model")
     assert {"base", "pairs"} == manifest.parents.keys()
@@ -132,6 +133,12 @@ def test_the_side_does_not_follow_from_the_split_that_pairs_are_from() -> None:
     narrow = [str(place) for place in range(4000) if 0.23 <= point(str(place)) < 0.34]  # as the preference split lies
     share = sum(is_held_out(group, 0.25) for group in narrow) / len(narrow)
     assert share == pytest.approx(0.25, abs=0.07)
+
+
+def test_accuracies_are_told_by_source() -> None:
+    rows = [{"source": source, "group": str(place)} for place, source in enumerate("aabbb")]
+    found = reward.accuracies([1.0, 0.0, 1.0, 1.0, 1.0], rows)
+    assert {name: (one["mean"], one["n"]) for name, one in found.items()} == {"a": (0.5, 2), "b": (1.0, 3)}
 
 
 def test_nothing_to_hold_out_is_an_error() -> None:

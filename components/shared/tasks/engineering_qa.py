@@ -21,8 +21,8 @@ from ...contracts.rows import Message
 from ..similarity import package_folder, similarity
 
 SYSTEM = "Answer the question about building and renovation in two or three plain sentences."
-"""Of four that were tried on the base model the one under which it does best (similarity on 16 questions: this 0.34; as
-"a helpful assistant" 0.33; none 0.25; as "a building engineer in Sweden" 0.16): a weak prompt makes any training shine."""
+"""Of four that were tried on the base model the one under which it does best: a weak prompt makes any training shine.
+Similarity on 16 questions: this 0.34, "a helpful assistant" 0.33, none 0.25, "a building engineer in Sweden" 0.16."""
 PACKAGE, FILE = "zaragoza_construction_faq", "data/faq-en.jsonl"
 WORD = re.compile(r"[^\W_]+")
 LENGTH = 2.0
