@@ -137,6 +137,30 @@ def test_a_killed_run_ends_with_the_same_bytes(
     assert outcome(tmp_path) == wanted
 
 
+def test_a_round_of_ppo_is_not_cut_by_sigterm(
+    lab: Lab, driver: subprocess.Popen[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fifo = tmp_path / "progress"
+    os.mkfifo(fifo)
+    job = {**lab.job("ppo", tmp_path), "work": str(tmp_path / "work"), "progress": str(fifo)}
+    assert driver.stdin
+    assert driver.stdout
+    driver.stdin.write(json.dumps(job) + "\n")
+    driver.stdin.flush()
+    wanted = outcome(lab.uninterrupted("ppo", monkeypatch))
+    pid = int(driver.stdout.readline())
+    wait_for_steps(fifo, 4)
+    os.kill(pid, signal.SIGTERM)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)  # let it report what it still does
+    assert int(driver.stdout.readline()) > 0  # `Stopped` left the job; it was not the signal that ended it
+    os.close(reader)
+    newest = training.newest_checkpoint(tmp_path / "work" / "checkpoints")
+    assert newest
+    assert newest.name in ("checkpoint-4", "checkpoint-5", "checkpoint-6")
+    lab.run("ppo", tmp_path)
+    assert outcome(tmp_path) == wanted
+
+
 def executor_input(lab: Lab, folder: Path) -> str:
     def artifact(name: str, kind: str, uri: Path) -> dict[str, Any]:
         schema = {"schemaTitle": f"system.{kind}", "schemaVersion": "0.0.1"}
