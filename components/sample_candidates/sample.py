@@ -9,7 +9,7 @@ from typing import Any
 from ..contracts.artifacts import digest_of, write_atomically
 from ..contracts.errors import DataError
 from ..contracts.metrics import Summary
-from ..contracts.recipe import PreferenceSettings
+from ..contracts.recipe import PairSettings
 from ..contracts.rows import Candidate, Example
 from ..runtime.context import progress
 from ..shared.chat import prompt_ids
@@ -21,7 +21,7 @@ BATCH = 64
 
 
 def sample_candidates(
-    generator: Generator, task: Task, examples: Sequence[Example], settings: PreferenceSettings, seed: int, work: Path
+    generator: Generator, task: Task, examples: Sequence[Example], settings: PairSettings, seed: int, work: Path
 ) -> list[Candidate]:
     """Return the candidates of the first `settings.prompts` examples, prompt by prompt.
 
@@ -51,7 +51,7 @@ def sample_candidates(
 
 
 def _sample(
-    generator: Generator, prompts: list[list[int]], settings: PreferenceSettings, seed: int, work: Path
+    generator: Generator, prompts: list[list[int]], settings: PairSettings, seed: int, work: Path
 ) -> list[list[Generation]]:
     """Sample batch by batch. A prompt's random numbers are its own, so a batch taken from disk changes no other."""
     wanted = {"max_new_tokens": settings.max_new_tokens, "samples": settings.samples}

@@ -197,7 +197,7 @@ def score_answers_only(trainer: Any, temperature: float = 1.0) -> None:
             return before(*positional, fused_lm_head=True, labels=labels, **named)
         wanted = labels[:, 1:]
         mask = wanted != -100
-        states, place = _hidden_states(model, *positional, **{**named, "use_cache": False})
+        states, place = hidden_states(model, *positional, **{**named, "use_cache": False})
         asked, which = place[:, :-1][mask].unique(return_inverse=True)
         logits = model.get_output_embeddings()(states[asked]).float()  # [tokens asked, vocabulary]
         if temperature != 1:
@@ -221,7 +221,7 @@ def score_answers_only(trainer: Any, temperature: float = 1.0) -> None:
     model.forward = forward
 
 
-def _hidden_states(
+def hidden_states(
     model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **named: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return hidden states [places, size], and the place of each input token [sequences, length] among them."""
@@ -385,15 +385,15 @@ def on_whole_weights(tuned: Any) -> Any:
     return whole
 
 
-def weight_change(base: str | Path, tuned: str | Path) -> float:
-    """Return the relative L2 change of the weights as saved: ‖tuned − base‖ / ‖base‖."""
+def weight_change(base: str | Path, tuned: str | Path, added: Sequence[str] = ()) -> float:
+    """Return the relative L2 change of the weights as saved: ‖tuned − base‖ / ‖base‖, those `added` left out."""
     from safetensors import safe_open
 
     moved = size = 0.0
     before = {key: file for path in sorted(Path(base).glob("*.safetensors")) for key, file in _tensors(path)}
     for path in sorted(Path(tuned).glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118  safe_open is no mapping
+            for key in sorted(set(file.keys()) - set(added)):
                 with safe_open(before[key], framework="pt") as other:
                     old = other.get_tensor(key).double()
                 moved += float((file.get_tensor(key).double() - old).square().sum())

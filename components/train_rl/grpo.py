@@ -194,7 +194,7 @@ def tune(settings: RLSettings, task: str, seed: int, base: str, data: str, outpu
             )
         },
     )
-    first, last = _ends(sampled, "reward")
+    first, last = ends(sampled, "reward")
     told = training.summary(
         "train_rl",
         f"{settings.title}, {len(points)} steps: reward of the samples {first:.3f} → {last:.3f}, "
@@ -316,7 +316,7 @@ def make_reward(score: Score, tokenizer: Any, settings: RLSettings) -> Any:
     return reward
 
 
-def _ends(points: list[dict[str, float]], name: str) -> tuple[float, float]:
+def ends(points: list[dict[str, float]], name: str) -> tuple[float, float]:
     """Return the mean of a number over the first and over the last quarter of the steps."""
     count = max(1, len(points) // 4)
     values = [point[name] for point in points]

@@ -23,6 +23,7 @@ def write_report(
     candidates: Optional[Input[Metrics]] = None,
     pairs: Optional[Input[Metrics]] = None,
     preference: Optional[Input[Metrics]] = None,
+    reward_model: Optional[Input[Metrics]] = None,
     rl: Optional[Input[Metrics]] = None,
     select_sft: Optional[Input[Metrics]] = None,
     select_preference: Optional[Input[Metrics]] = None,
@@ -45,6 +46,7 @@ def write_report(
         candidates: Summary of `sample_candidates`.
         pairs: Summary of `build_preferences`.
         preference: Summary of that training step.
+        reward_model: Summary of `train_reward`.
         rl: Summary of that training step.
         select_sft: Whether that stage's model replaced its input.
         select_preference: As `select_sft`.
@@ -63,6 +65,7 @@ def write_report(
         "select_sft": select_sft,
         "candidates": candidates,
         "pairs": pairs,
+        "reward_model": reward_model,
         "preference": preference,
         "select_preference": select_preference,
         "rl": rl,
