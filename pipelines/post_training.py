@@ -12,6 +12,8 @@
                           │ select_model
                       train_rl
                           │ select_model
+                  train_classifier                   on frozen features
+                          │ select_model
                           ▼
     find_champion ► evaluate ► judge ► gate ── promote: register_model → deploy_model
                                          └──── otherwise: hold_model
@@ -29,7 +31,7 @@ from kfp import dsl
 from kfp.compiler import Compiler
 
 from assay.components.build_preferences.component import build_preferences
-from assay.components.contracts.recipe import Kind, PreferenceSettings, Recipe, TrainSettings
+from assay.components.contracts.recipe import Kind, PreferenceSettings, Recipe, Section
 from assay.components.deploy_model.component import deploy_model
 from assay.components.evaluate.component import evaluate
 from assay.components.find_champion.component import find_champion
@@ -42,6 +44,7 @@ from assay.components.prepare_data.component import prepare_data
 from assay.components.register_model.component import register_model
 from assay.components.sample_candidates.component import sample_candidates
 from assay.components.select_model.component import select_model
+from assay.components.train_classifier.component import train_classifier
 from assay.components.train_preference.component import train_preference
 from assay.components.train_rl.component import train_rl
 from assay.components.train_sft.component import train_sft
@@ -113,6 +116,9 @@ class Stages:
             self._stage("preference", self._train_preference(recipe.preference))
         if recipe.rl:
             self._stage("rl", train_rl(**self._given(recipe.rl), base=self.best, data=self.data))
+        if recipe.classifier:
+            given = self._given(recipe.classifier)
+            self._stage("classifier", train_classifier(**given, base=self.best, data=self.data))
 
     def decide(self) -> None:
         """Add the evaluation, the gate, its two branches, and the report."""
@@ -159,7 +165,7 @@ class Stages:
         )
         place(report.set_display_name("Write report"), recipe, "light")
 
-    def _given(self, settings: TrainSettings) -> dict[str, Any]:
+    def _given(self, settings: Section) -> dict[str, Any]:
         """Return what every training step is told."""
         return {"settings": settings.model_dump(mode="json"), "task": self.recipe.task, "seed": self.recipe.seed}
 

@@ -24,9 +24,11 @@ def write_report(
     pairs: Optional[Input[Metrics]] = None,
     preference: Optional[Input[Metrics]] = None,
     rl: Optional[Input[Metrics]] = None,
+    classifier: Optional[Input[Metrics]] = None,
     select_sft: Optional[Input[Metrics]] = None,
     select_preference: Optional[Input[Metrics]] = None,
     select_rl: Optional[Input[Metrics]] = None,
+    select_classifier: Optional[Input[Metrics]] = None,
 ) -> None:
     """Tell one run on one page: the decision first, then its evidence.
 
@@ -46,9 +48,11 @@ def write_report(
         pairs: Summary of `build_preferences`.
         preference: Summary of that training step.
         rl: Summary of that training step.
+        classifier: Summary of that training step.
         select_sft: Whether that stage's model replaced its input.
         select_preference: As `select_sft`.
         select_rl: As `select_sft`.
+        select_classifier: As `select_sft`.
     """
     from pathlib import Path
 
@@ -67,6 +71,8 @@ def write_report(
         "select_preference": select_preference,
         "rl": rl,
         "select_rl": select_rl,
+        "classifier": classifier,
+        "select_classifier": select_classifier,
         "evaluation": evaluation,
         "judging": judging,
     }

@@ -143,3 +143,21 @@ def test_every_container_has_a_time_limit(documents):
     limits = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     wanted = {name for name, executor in ir["deploymentSpec"]["executors"].items() if "container" in executor}
     assert {name for name, limit in limits.items() if limit.get("activeDeadlineSeconds")} == wanted
+
+
+def test_a_recipe_may_have_the_classifier_as_its_only_stage(tmp_path):
+    recipe = Recipe.load(cli.RECIPES / "product-content.yaml")
+    assert recipe.stages == {"classifier": "Classifier"}
+    assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe
+    path = compile_recipe(recipe, tmp_path / "product.yaml")
+    names = [task.path.rpartition("/")[2] for task in engine.plan(path) if task.kind == "container"]
+    assert [name for name in names if name.startswith(("train-", "select-"))] == ["train-classifier", "select-model"]
+    tasks = dags(next(yaml.safe_load_all(path.read_text())))["root"]["tasks"]
+    artifacts = tasks["evaluate"]["inputs"]["artifacts"]
+    made = artifacts["classifier"]["taskOutputArtifact"]
+    assert made == {"producerTask": "train-classifier", "outputArtifactKey": "model"}
+    chosen = artifacts["candidate"]["taskOutputArtifact"]
+    assert chosen == {"producerTask": "select-model", "outputArtifactKey": "best"}
+    shown = tasks["write-report"]["inputs"]["artifacts"]
+    assert {"classifier", "select_classifier"} <= shown.keys()
+    assert not {"sft", "preference", "rl"} & {*artifacts, *shown}
