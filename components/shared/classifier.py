@@ -1,6 +1,6 @@
 """A model folder that answers by its features: a language model's files and a light classifier beside them.
 
-`classifier.json` holds labels, layer, pooling, rubric and temperature; `classifier.safetensors` the weights. Whatever
+`classifier.json` holds labels, layers, pooling, rubric and temperature; `classifier.safetensors` the weights. Whatever
 opens such a folder by `generate.open_generator` gets the most probable label as the answer, token for token as the
 language model would say it, and the label's calibrated probability as its confidence.
 """
@@ -29,8 +29,8 @@ class Head:
     """A multinomial logistic regression on features, and what features it wants."""
 
     labels: list[str]
-    layer: int
-    """The features are of the states after this many layers."""
+    layers: list[int]
+    """The features are of the states after so many layers, side by side."""
     pooling: list[str]
     """Of `features.POOLINGS`, joined in this order."""
     rubric: list[int]
@@ -46,15 +46,15 @@ class Head:
         """Return the calibrated probability of each label [rows, labels] in fp64.
 
         Args:
-            features: [rows, poolings, size] of the head's layer.
+            features: [rows, layers, poolings, size] of the head's layers.
         """
         chosen = choose(features, self.pooling).double()
         return ((chosen @ self.weights.double().T + self.bias.double()) / self.temperature).softmax(-1)
 
 
 def choose(features: Tensor, pooling: Sequence[str]) -> Tensor:
-    """Return the features of some poolings side by side: [rows, poolings, size] to [rows, features]."""
-    return features[:, [POOLINGS.index(name) for name in pooling]].flatten(1).float()
+    """Return the features of some poolings side by side: [rows, layers, poolings, size] to [rows, features]."""
+    return features[:, :, [POOLINGS.index(name) for name in pooling]].flatten(1).float()
 
 
 def save_head(head: Head, folder: str | Path) -> None:
@@ -63,7 +63,7 @@ def save_head(head: Head, folder: str | Path) -> None:
 
     settings = {
         "labels": head.labels,
-        "layer": head.layer,
+        "layers": head.layers,
         "pooling": head.pooling,
         "rubric": head.rubric,
         "temperature": head.temperature,
@@ -105,12 +105,12 @@ class Classifier(Generator):
     def __init__(self, model: Any, tokenizer: Any, head: Head, dtype: torch.dtype | None = None) -> None:
         self._take(model, tokenizer)
         self.head = head
-        self.features = Features(model, [head.layer], head.rubric, dtype or getattr(torch, arithmetic()))
+        self.features = Features(model, head.layers, head.rubric, dtype or getattr(torch, arithmetic()))
         self.answers = [completion_ids(tokenizer, label) for label in head.labels]
 
     def probabilities(self, prompts: Sequence[list[int]]) -> Tensor:
         """Return the probability of each label [prompts, labels]."""
-        return self.head.probabilities(self.features(prompts)[:, 0])
+        return self.head.probabilities(self.features(prompts))
 
     def run(
         self,

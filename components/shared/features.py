@@ -72,11 +72,11 @@ class Features:
     def _decode(self, prompts: Sequence[list[int]], begins: bool) -> Tensor:
         assert self.decoder
         own = [prompt[len(self.rubric) * begins :] for prompt in prompts]
-        states, padded = self.decoder.states(own, self.shared if begins else None)
+        states, padded = self.decoder.states(own, self.layers, self.shared if begins else None)
         places = torch.arange(padded.shape[1]) - padded.sum(1, keepdim=True)
         kept = ~padded if begins else places >= len(self.rubric)
         last = torch.full((len(prompts),), padded.shape[1] - 1)
-        return torch.stack([_pool(states[layer - 1], kept, last) for layer in self.layers], 1)
+        return torch.stack([_pool(one, kept, last) for one in states], 1)
 
     @torch.no_grad()
     def _transformers(self, prompts: Sequence[list[int]]) -> Tensor:
@@ -90,7 +90,13 @@ class Features:
             tokens, attention_mask=real.long(), output_hidden_states=True, use_cache=False
         ).hidden_states
         kept = real & (places >= len(self.rubric))
-        return torch.stack([_pool(_norm(every[layer]), kept, ends - 1) for layer in self.layers], 1).cpu()
+        return torch.stack([_pool(self._norm(every[layer]), kept, ends - 1) for layer in self.layers], 1).cpu()
+
+    def _norm(self, hidden: Tensor) -> Tensor:
+        """Root mean square norm (Zhang and Sennrich 2019, arXiv:1910.07467) without weights, as the decoder's."""
+        wide = hidden.float()
+        epsilon = getattr(self.model.config, "rms_norm_eps", 1e-5)
+        return wide * (wide.square().mean(-1, keepdim=True) + epsilon).rsqrt()
 
 
 def _pool(states: Tensor, kept: Tensor, last: Tensor) -> Tensor:
@@ -108,9 +114,3 @@ def _pool(states: Tensor, kept: Tensor, last: Tensor) -> Tensor:
     mean = (wide * kept[..., None]).sum(1) / kept.sum(1, keepdim=True)
     most = wide.masked_fill(~kept[..., None], -torch.inf).amax(1)
     return torch.stack([wide[rows, last], mean, most], 1).half()
-
-
-def _norm(hidden: Tensor) -> Tensor:
-    """Root mean square norm (Zhang and Sennrich 2019, arXiv:1910.07467) without weights, as the decoder's."""
-    wide = hidden.float()
-    return wide * (wide.square().mean(-1, keepdim=True) + 1e-5).rsqrt()

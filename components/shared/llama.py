@@ -177,16 +177,18 @@ class LlamaDecoder:
 
     @torch.no_grad()
     def states(
-        self, prompts: list[list[int]], shared: tuple[Tensor, Tensor] | None = None
+        self, prompts: list[list[int]], layers: list[int], shared: tuple[Tensor, Tensor] | None = None
     ) -> tuple[list[Tensor], Tensor]:
-        """Return what the prompts' tokens become: after each layer, normed as the next layer's products take it.
+        """Return what the prompts' tokens become after some layers, normed as the next layer's products take it.
 
         Args:
             prompts: Tokens of each prompt after the shared ones; none is empty. All pass through at once.
+            layers: How many layers they have passed; from 1 on.
             shared: Of `read_shared`, for the tokens that stand before every prompt.
 
         Returns:
-            Hidden states [rows, tokens, size] for each layer, and where they are padding [rows, tokens]: on the left.
+            Hidden states [rows, tokens, size] for each of `layers`, and where they are padding [rows, tokens]: on the
+            left.
         """
         tokens, padded = _pad(prompts)
         mask = torch.zeros(tokens.shape, dtype=self.dtype).masked_fill_(padded, HIDDEN)
@@ -195,7 +197,7 @@ class LlamaDecoder:
             cache.prefix_keys, cache.prefix_values = shared
         kept: list[Tensor] = []
         self._layers(tokens, _positions(padded) + cache.shared, cache, 0, kept)
-        return [self._norm(hidden) for hidden in kept], padded
+        return [self._norm(kept[layer - 1]) for layer in layers], padded
 
     @torch.no_grad()
     def read_shared(self, shared: list[int]) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, tensor
+from torch import Tensor, stack, tensor
 
 from ..contracts.artifacts import read_manifest, seal
 from ..contracts.errors import DataError
@@ -69,17 +69,18 @@ class Shard:
 
     path: Path
 
-    def read(self, layer: int, pooling: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def read(self, layers: Sequence[int], pooling: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Return features [rows, features] in fp32 and label numbers [rows], of rows whose label is known.
 
         Args:
-            layer: One of those that were extracted.
+            layers: Of those that were extracted.
             pooling: Of `features.POOLINGS`.
         """
         with safe_open(self.path, framework="pt") as file:
             labels = file.get_tensor("labels")
             known = labels != UNKNOWN
-            return choose(file.get_tensor(f"layer-{layer}")[known], pooling), labels[known]
+            states = stack([file.get_tensor(f"layer-{layer}")[known] for layer in layers], 1)
+            return choose(states, pooling), labels[known]
 
     def folds(self) -> Tensor:
         """Return a number in [0, 2³¹) for the group of each row whose label is known."""

@@ -52,18 +52,20 @@ def fit(blocks: Blocks, labels: int, l2: float, iterations: int) -> Fit:
 
     def evaluate(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         weights, bias = _unflatten(flat, labels, size)
+        # The standardisation is taken into the weights: no block is copied.
+        plain = weights * scale
+        shift = bias - plain @ mean
         loss, rows = 0.0, 0
         slope, tilt = torch.zeros(labels, size, dtype=torch.float64), torch.zeros(labels, dtype=torch.float64)
         for features, wanted in blocks():
-            given = (features - mean) * scale
-            logits = (given @ weights.float().T).double() + bias
-            every = logits.log_softmax(-1)
+            every = ((features @ plain.float().T).double() + shift).log_softmax(-1)
             loss -= float(every.gather(1, wanted[:, None]).sum())
             error = every.exp()
             error[torch.arange(len(wanted)), wanted] -= 1
-            slope += (error.float().T @ given).double()
+            slope += (error.float().T @ features).double()
             tilt += error.sum(0)
             rows += len(wanted)
+        slope = (slope - tilt[:, None] * mean) * scale
         gradient = torch.cat([slope / rows + l2 * weights, tilt[:, None] / rows], 1)
         return loss / rows + l2 / 2 * float(weights.square().sum()), gradient.flatten().numpy()
 
@@ -82,7 +84,7 @@ def fit(blocks: Blocks, labels: int, l2: float, iterations: int) -> Fit:
     )
     weights, bias = _unflatten(found.x, labels, size)
     plain = weights * scale  # on features as they come
-    return Fit(plain.float(), (bias - plain @ mean.double()).float(), curve)
+    return Fit(plain.float(), (bias - plain @ mean).float(), curve)
 
 
 def _unflatten(flat: NDArray[np.float64], labels: int, size: int) -> tuple[Tensor, Tensor]:
@@ -91,14 +93,14 @@ def _unflatten(flat: NDArray[np.float64], labels: int, size: int) -> tuple[Tenso
 
 
 def _moments(blocks: Blocks) -> tuple[Tensor, Tensor]:
-    """Return mean and inverse standard deviation of each feature in fp32; 0 where a feature is constant."""
+    """Return mean and inverse standard deviation of each feature in fp64; 0 where a feature is constant."""
     rows, total, squares = 0, torch.zeros(()), torch.zeros(())
     for features, _ in blocks():
         wide = features.double()
         rows, total, squares = rows + len(wide), total + wide.sum(0), squares + wide.square().sum(0)
     mean = total / rows
     deviation = (squares / rows - mean.square()).clamp(min=0).sqrt()
-    return mean.float(), torch.where(deviation > FLAT, 1 / deviation, 0.0).float()
+    return mean, torch.where(deviation > FLAT, 1 / deviation, 0.0)
 
 
 def likelihood(logits: Tensor, wanted: Tensor, temperature: float = 1.0) -> float:

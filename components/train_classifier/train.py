@@ -2,7 +2,7 @@
 
 Which layer and which pooling tell the labels apart differs from task to task (Alain and Bengio 2016, arXiv:1610.01644).
 So the first shards are extracted at several layers and the choice is made there, by cross-validation; all other rows
-are read no deeper than the chosen layer.
+are read no deeper than the deepest chosen one.
 """
 
 import math
@@ -26,7 +26,7 @@ from ..shared.models import load_model, load_tokenizer, set_threads
 from .extract import Extracted, Shard, Source, extract, find_labels
 from .fit import Fit, find_temperature, fit, likelihood
 
-POOLINGS = (["last"], ["mean"], ["last", "mean"], ["mean", "max"], ["last", "mean", "max"])
+POOLINGS = (["last"], ["mean"], ["mean", "max"])
 """Candidates, from narrow to wide."""
 DEPTHS = (1 / 3, 1 / 2, 2 / 3, 5 / 6)
 """Candidate layers as shares of the model's, where the recipe names none."""
@@ -36,7 +36,7 @@ DEPTHS = (1 / 3, 1 / 2, 2 / 3, 5 / 6)
 class Candidate:
     """What features, and how strongly their weights are held down; with what that reached on held-out folds."""
 
-    layer: int
+    layers: list[int]
     pooling: list[str]
     l2: float
     nll: float
@@ -70,7 +70,6 @@ def train(
     """
     if (Path(base) / SETTINGS).is_file():
         raise TrainingError("the base model is a classifier already", where=base, fix="give a language model")
-    torch.use_deterministic_algorithms(True)
     set_threads()
     path, folder = Path(data) / "sft.parquet", work_folder() / "features"
     counts = find_labels(path, settings.folds)
@@ -85,7 +84,7 @@ def train(
     probe = extract(source, Features(model, layers, rubric, dtype), folder, end=probes)
     candidates = compare(probe.shards, layers, settings, len(counts))
     best = candidates[0]
-    features = Features(model, [best.layer], rubric, dtype)
+    features = Features(model, best.layers, rubric, dtype)
     rest = extract(source, features, folder, start=probes)
     held = extract(
         Source(
@@ -96,11 +95,11 @@ def train(
     )
     shards = [*probe.shards, *rest.shards]
     fitted = fit(
-        lambda: (shard.read(best.layer, best.pooling) for shard in shards), len(counts), best.l2, settings.iterations
+        lambda: (shard.read(best.layers, best.pooling) for shard in shards), len(counts), best.l2, settings.iterations
     )
     logits, wanted = validation(held, fitted, best)
     temperature = find_temperature(logits, wanted)
-    head = Head(list(counts), best.layer, best.pooling, rubric, temperature, fitted.weights, fitted.bias)
+    head = Head(list(counts), best.layers, best.pooling, rubric, temperature, fitted.weights, fitted.bias)
     effect = check_effect(fitted, best, counts)
     link_tree(base, output)
     save_head(head, output)
@@ -134,7 +133,8 @@ def compare(
 ) -> list[Candidate]:
     """Return candidates by cross-validation, the best (least negative log-likelihood) first.
 
-    Layers and poolings are compared at the middle penalty, and then the penalties at the best of these.
+    Layers (each alone, and all side by side) and poolings are compared at the middle penalty, and then the penalties at
+    the best of these.
     """
     if not shards:
         raise DataError(
@@ -144,12 +144,15 @@ def compare(
         )
     folds = torch.cat([shard.folds() for shard in shards]) % settings.folds
     middle = settings.l2[len(settings.l2) // 2]
+    joined = [list(layers)] if len(layers) > 1 else []
     places = [
-        _validated(shards, folds, layer, pooling, middle, settings, labels) for layer in layers for pooling in POOLINGS
+        _validated(shards, folds, some, pooling, middle, settings, labels)
+        for some in [*([layer] for layer in layers), *joined]
+        for pooling in POOLINGS
     ]
     best = min(places, key=lambda one: one.nll)
     others = [
-        _validated(shards, folds, best.layer, best.pooling, l2, settings, labels) for l2 in settings.l2 if l2 != middle
+        _validated(shards, folds, best.layers, best.pooling, l2, settings, labels) for l2 in settings.l2 if l2 != middle
     ]
     return sorted([*places, *others], key=lambda one: one.nll)
 
@@ -157,24 +160,25 @@ def compare(
 def _validated(
     shards: Sequence[Shard],
     folds: Tensor,
-    layer: int,
+    layers: list[int],
     pooling: list[str],
     l2: float,
     settings: ClassifierSettings,
     labels: int,
 ) -> Candidate:
-    read = [shard.read(layer, pooling) for shard in shards]
+    read = [shard.read(layers, pooling) for shard in shards]
     features, wanted = torch.cat([one for one, _ in read]), torch.cat([one for _, one in read])
     loss = right = 0.0
     for fold in range(settings.folds):
         inside = folds != fold
         if inside.all() or not inside.any():
             continue
-        fitted = fit(lambda inside=inside: [(features[inside], wanted[inside])], labels, l2, settings.iterations)  # type: ignore[misc]
+        block = [(features[inside], wanted[inside])]
+        fitted = fit(lambda block=block: block, labels, l2, settings.iterations)  # type: ignore[misc]
         logits = fitted.logits(features[~inside])
         loss += likelihood(logits, wanted[~inside]) * len(logits)
         right += float((logits.argmax(-1) == wanted[~inside]).sum())
-    return Candidate(layer, pooling, l2, loss / len(wanted), right / len(wanted))
+    return Candidate(layers, pooling, l2, loss / len(wanted), right / len(wanted))
 
 
 def validation(held: Extracted, fitted: Fit, best: Candidate) -> tuple[Tensor, Tensor]:
@@ -183,7 +187,7 @@ def validation(held: Extracted, fitted: Fit, best: Candidate) -> tuple[Tensor, T
     Raises:
         DataError: It has no row with a label of the training rows.
     """
-    read = [shard.read(best.layer, best.pooling) for shard in held.shards]
+    read = [shard.read(best.layers, best.pooling) for shard in held.shards]
     if not sum(len(wanted) for _, wanted in read):
         raise DataError(
             "there is no row with a label that the sft split has, so the classifier cannot be calibrated",
@@ -236,7 +240,7 @@ def tell(
     examples = sum(counts.values()) - parts[0].too_long - parts[1].too_long
     return Summary(
         step="train_classifier",
-        headline=f"{len(counts)} labels from layer {best.layer}, {' + '.join(best.pooling)}: {right:.3f} right on "
+        headline=f"{len(counts)} labels from layer {_words(best.layers)}, {_words(best.pooling)}: {right:.3f} right on "
         f"{len(wanted)} validation rows; temperature {temperature:.2f}, loss {before:.3f} → {after:.3f} nats",
         metrics={
             "loss_first": curve[0],
@@ -244,7 +248,8 @@ def tell(
             "steps": float(len(curve) - 1),
             "examples": float(examples),
             "tokens": float(sum(part.tokens for part in parts)),
-            "layer": float(best.layer),
+            "layers": float(len(best.layers)),
+            "deepest_layer": float(max(best.layers)),
             "cross_validated_nll": best.nll,
             "cross_validated_accuracy": best.accuracy,
             "validation_accuracy": right,
@@ -261,3 +266,7 @@ def tell(
             "calibration": {"temperature": temperature, "nll_before": before, "nll_after": after},
         },
     )
+
+
+def _words(parts: Sequence[object]) -> str:
+    return " + ".join(map(str, parts))

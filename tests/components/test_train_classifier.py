@@ -130,17 +130,17 @@ def test_features_of_a_prompt_do_not_depend_on_what_else_is_asked(tiny_model: Pa
 def test_probabilities_are_a_softmax_that_can_be_worked_by_hand() -> None:
     head = Head(
         labels=["a", "b"],
-        layer=1,
+        layers=[1],
         pooling=["mean"],
         rubric=[],
         temperature=2.0,
         weights=torch.tensor([[1.0, 0.0], [0.0, 2.0]]),
         bias=torch.tensor([0.0, 1.0]),
     )
-    features = torch.tensor([[[9.0, 9.0], [2.0, 0.5], [9.0, 9.0]]])  # last, mean, max
+    features = torch.tensor([[[[9.0, 9.0], [2.0, 0.5], [9.0, 9.0]]]])  # last, mean, max of one layer
     # logits 2 and 2·0.5 + 1 = 2, so even; with mean (4, 0.5): 4 and 2, halved 2 and 1
     torch.testing.assert_close(head.probabilities(features), torch.tensor([[0.5, 0.5]], dtype=torch.float64))
-    features[0, 1, 0] = 4
+    features[0, 0, 1, 0] = 4
     likely = 1 / (1 + math.exp(1 - 2))
     torch.testing.assert_close(head.probabilities(features), torch.tensor([[likely, 1 - likely]], dtype=torch.float64))
     assert choose(features, ["last", "max"]).tolist() == [[9.0, 9.0, 9.0, 9.0]]
@@ -295,8 +295,12 @@ def test_rows_beyond_the_probe_are_read_at_the_chosen_layer_only(
 
     monkeypatch.setattr(Features, "__call__", noted)
     run(base_model, splits(tmp_path / "data", examples(36), examples(6, 500)), tmp_path, layers=[1, 2], probe_rows=16)
-    chosen = int(read_summary(tmp_path / "summary").metrics["layer"])
-    assert depths == [([1, 2], 2, 16), ([chosen], chosen, 16), ([chosen], chosen, 4), ([chosen], chosen, 6)]
+    chosen = read_summary(tmp_path / "summary").details["candidates"][0]["layers"]
+    deep = max(chosen)
+    assert depths == [([1, 2], 2, 16), (chosen, deep, 16), (chosen, deep, 4), (chosen, deep, 6)]
+    head = read_head(tmp_path / "model")
+    assert head is not None
+    assert head.layers == chosen
 
 
 def test_a_killed_extraction_ends_with_the_same_bytes(
