@@ -131,7 +131,8 @@ def test_a_group_is_a_listing_however_its_attributes_stand() -> None:
         ("publish", "wrong_unit", 0, 1, None, 1),
         (" wrong_unit\n", "wrong_unit", 1, 0, None, 1),
         ("contradiction", "wrong_unit", 0, 0, None, 1),
-        ("Publish it.", "publish", 0, None, 1, 0),
+        ("Publish it.", "publish", 0, None, 0, 0),
+        ("It is fine.", "wrong_unit", 0, 1, None, 0),
     ],
 )
 def test_scores(response: str, reference: str, exact: int, passed: int | None, held: int | None, valid: int) -> None:

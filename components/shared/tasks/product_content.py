@@ -212,13 +212,14 @@ class ProductContent:
             name="passed_bad",
             title="Bad listings passed",
             better="lower",
-            definition="A listing that breaks a rule and is answered `publish`. Bad listings only.",
+            definition="A listing that breaks a rule and is answered with none of the rules' labels; an answer that "
+            "cannot be read counts as one, for it stops nothing. Bad listings only.",
         ),
         Metric(
             name="held_good",
             title="Good listings held",
             better="lower",
-            definition="A listing that breaks no rule and is not answered `publish`. Good listings only.",
+            definition="A listing that breaks no rule and is answered with a rule's label. Good listings only.",
         ),
         Metric(name="valid", title="Valid label", better="higher", definition="The answer is one of the labels."),
         BRIER,
@@ -251,11 +252,11 @@ class ProductContent:
             DataError: The reference is no label.
         """
         wanted, got = _label(reference), response.strip()
-        passed = got == GOOD
+        held = got in LABEL_SHARES and got != GOOD
         return {
             "exact": float(got == wanted),
-            "passed_bad": None if wanted == GOOD else float(passed),
-            "held_good": float(not passed) if wanted == GOOD else None,
+            "passed_bad": None if wanted == GOOD else float(not held),
+            "held_good": float(held) if wanted == GOOD else None,
             "valid": float(got in LABEL_SHARES),
         }
 
