@@ -7,7 +7,7 @@ are read no deeper than the deepest chosen one.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,13 +86,7 @@ def train(
     best = candidates[0]
     features = Features(model, best.layers, rubric, dtype)
     rest = extract(source, features, folder, start=probes)
-    held = extract(
-        Source(
-            path.with_name("validation.parquet"), tokenizer, list(counts), seed, settings.max_tokens, source.shard_rows
-        ),
-        features,
-        folder,
-    )
+    held = extract(replace(source, path=path.with_name("validation.parquet")), features, folder)
     shards = [*probe.shards, *rest.shards]
     fitted = fit(
         lambda: (shard.read(best.layers, best.pooling) for shard in shards), len(counts), best.l2, settings.iterations

@@ -11,9 +11,12 @@ names the same thing in three places, so that the hard cases are of places that 
 * `missing_attribute`  one of brand, colour, material and the measure is not among the attributes; hard: title or
                        description name it all the same
 * `contradiction`      title or description and the attributes disagree; hard: about the measure, by one step
-* `wrong_unit`         the measure has a unit of another kind, in every place; hard: one that looks like the right one
-* `forbidden_claim`    the description promises a cure, or calls the product the best; hard: in the middle of others
-* `publish`            none of these; hard: a measure in two units that agree, or words of a claim that claim nothing
+* `wrong_unit`         the measure has a unit of another kind, in every place; hard: one of another product
+* `forbidden_claim`    the description promises a cure, or calls the product the best
+* `publish`            none of these
+
+Hard listings of every label are longer, and have words of a claim that claim nothing or a measure in two units that
+agree: neither tells a label.
 
 The listings are synthetic and the label is planted, so that it is without noise; brands are invented. Labelled listings
 that may be passed on do not exist in number: the package `evals` has 433 rows, of matching products, not of quality.
@@ -135,15 +138,9 @@ EXTRAS = {
 """Attributes that no rule asks for."""
 LARGER = {"ml": ("l", 1000), "g": ("kg", 1000), "cm": ("m", 100)}
 """Unit to a larger one of its kind and how many go into it."""
-WRONG_UNITS = {
-    "volume": ("kg", "W", "cm", "mAh", "g"),
-    "weight": ("l", "W", "cm", "mAh", "ml"),
-    "length": ("l", "W", "kg", "mAh", "g"),
-    "power": ("l", "kg", "cm", "mAh", "g"),
-    "capacity": ("l", "kg", "cm", "m", "g"),
-}
-ALIKE = {"ml": "mm", "l": "lb", "g": "GB", "kg": "km", "m": "min", "cm": "cl", "W": "V", "mAh": "mph"}
-"""Unit to one of another kind that looks like it."""
+UNITS = {"volume": ("ml", "l"), "weight": ("g", "kg"), "length": ("cm", "m"), "power": ("W",), "capacity": ("mAh",)}
+FOREIGN = ("GB", "mph", "dB", "Hz", "km/h", "minutes")
+"""Units that no product has."""
 ILLS = ("back pain", "headaches", "insomnia", "stress", "colds", "joint pain", "allergies", "migraine", "anxiety")
 CURES = (
     "Cures {}.",
@@ -199,7 +196,8 @@ class Draft(NamedTuple):
     """The facts that the title names."""
     body: dict[str, str]
     """The facts that the description names."""
-    claim: str
+    remarks: list[str]
+    """What the description says besides: a claim, or what only sounds like one."""
 
 
 class ProductContent:
@@ -323,19 +321,21 @@ def write(product: Product, label: str, hard: bool, rng: random.Random) -> str:
     kind = KINDS[product.kind]
     facts = dict(product.facts)
     if label == "wrong_unit":
-        unit = ALIKE[kind.unit] if hard else rng.choice(WRONG_UNITS[kind.measure])
+        others = [unit for measure, units in UNITS.items() if measure != kind.measure for unit in units]
+        unit = rng.choice(others if hard else FOREIGN)
         facts[kind.measure] = f"{facts[kind.measure].split()[0]} {unit}"
     title = {name: facts[name] for name in facts if rng.random() < (0.8 if name == "brand" else 0.45)}
     body = {name: facts[name] for name in facts if name != "brand" and rng.random() < 0.3}
-    draft = Draft(facts, title, body, "")
+    draft = Draft(facts, title, body, [])
     if label == "missing_attribute":
         draft = _without(draft, rng.choice(list(facts)), hard, rng)
     elif label == "contradiction":
         draft = _disagreeing(draft, kind, hard, rng)
     elif label == "forbidden_claim":
-        draft = draft._replace(claim=_claim(product, rng))
-    elif label == GOOD and hard:
-        draft = _nearly_bad(draft, kind, rng)
+        draft = draft._replace(remarks=[_claim(product, rng)])
+    if hard:
+        converts = label != "wrong_unit" and kind.measure in draft.attributes and label != "contradiction"
+        draft = _nearly_bad(draft, kind, converts, rng)
     return _written(product, draft, crowded=hard, rng=rng)
 
 
@@ -346,7 +346,7 @@ def _without(draft: Draft, name: str, hard: bool, rng: random.Random) -> Draft:
     body = {key: value for key, value in draft.body.items() if key != name}
     if hard:
         (title if name == "brand" or rng.random() < 0.5 else body)[name] = draft.attributes[name]
-    return Draft(attributes, title, body, "")
+    return Draft(attributes, title, body, [])
 
 
 def _disagreeing(draft: Draft, kind: Kind, hard: bool, rng: random.Random) -> Draft:
@@ -361,7 +361,7 @@ def _disagreeing(draft: Draft, kind: Kind, hard: bool, rng: random.Random) -> Dr
         value = rng.choice([one for one in every if one != draft.attributes[name]])
     title, body = dict(draft.title), dict(draft.body)
     (title if name == "brand" or rng.random() < 0.5 else body)[name] = value
-    return Draft(draft.attributes, title, body, "")
+    return Draft(draft.attributes, title, body, [])
 
 
 def _claim(product: Product, rng: random.Random) -> str:
@@ -370,10 +370,12 @@ def _claim(product: Product, rng: random.Random) -> str:
     return rng.choice(PRAISE).format(product.noun)
 
 
-def _nearly_bad(draft: Draft, kind: Kind, rng: random.Random) -> Draft:
-    """Name the measure in another unit, or use a claim's words without its claim."""
-    if kind.unit not in LARGER or rng.random() < 0.5:
-        return draft._replace(claim=rng.choice(HARMLESS))
+def _nearly_bad(draft: Draft, kind: Kind, converts: bool, rng: random.Random) -> Draft:
+    """Name the measure in another unit, or use a claim's words without its claim; or neither."""
+    if rng.random() < 0.5:
+        return draft._replace(remarks=[*draft.remarks, rng.choice(HARMLESS)])
+    if kind.unit not in LARGER or not converts:
+        return draft
     unit, count = LARGER[kind.unit]
     value = f"{float(draft.attributes[kind.measure].split()[0]) / count:g} {unit}"
     if rng.random() < 0.5:
@@ -397,8 +399,8 @@ def _written(product: Product, draft: Draft, *, crowded: bool, rng: random.Rando
     sentences = [rng.choice(KINDS[product.kind].uses), *rng.sample(FILLERS, 2 if crowded else rng.randint(0, 1))]
     sentences += [_sentence(name, value, rng) for name, value in draft.body.items()]
     rng.shuffle(sentences)
-    if draft.claim:
-        sentences.insert(len(sentences) // 2 if crowded else rng.choice([0, len(sentences)]), draft.claim)
+    for remark in draft.remarks:
+        sentences.insert(rng.randint(0, len(sentences)), remark)
     return (
         f"Title: {title[:1].upper()}{title[1:]}\n"
         f"Attributes: {'; '.join(f'{name}: {value}' for name, value in attributes)}\n"
