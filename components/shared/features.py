@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .llama import PREFILL_TOKENS, LlamaDecoder, is_supported
+from .llama import PREFILL_TOKENS, STEP, LlamaDecoder, is_supported
 
 POOLINGS = ("last", "mean", "max")
 
@@ -60,7 +60,8 @@ class Features:
         read = [len(prompt) - rubric * begin for prompt, begin in zip(prompts, begins, strict=True)]
         batches: list[tuple[list[int], bool]] = []
         for index in sorted(range(len(prompts)), key=lambda index: (begins[index], read[index], index)):
-            full = batches and (len(batches[-1][0]) + 1) * read[index] > PREFILL_TOKENS
+            width = -(-read[index] // STEP) * STEP
+            full = batches and (len(batches[-1][0]) + 1) * width > PREFILL_TOKENS
             if not batches or full or batches[-1][1] != begins[index]:
                 batches.append(([], begins[index]))
             batches[-1][0].append(index)

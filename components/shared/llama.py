@@ -20,6 +20,8 @@ PACKED_ROWS = 64
 """Rows of a product that the packed layout is best for."""
 COPIED_TOKENS = 32
 """Shared tokens that are copied into every row's slots: so few are quicker read again than computed apart."""
+STEP = 8
+"""Of the lengths of batches whose states are read: few shapes, for each of which oneDNN keeps a program."""
 HIDDEN = -1e9
 """Score of a slot that may not be attended to; finite, so that a row of padding gives no NaN."""
 
@@ -190,7 +192,7 @@ class LlamaDecoder:
             Hidden states [rows, tokens, size] for each of `layers`, and where they are padding [rows, tokens]: on the
             left.
         """
-        tokens, padded = _pad(prompts)
+        tokens, padded = _pad(prompts, STEP)
         mask = torch.zeros(tokens.shape, dtype=self.dtype).masked_fill_(padded, HIDDEN)
         cache = self._empty(len(prompts), mask)
         if shared:
@@ -311,9 +313,9 @@ class LlamaDecoder:
         return F.linear(hidden, weight) if plus is None else F.linear(hidden, weight) + plus
 
 
-def _pad(prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
-    """Return tokens [rows, length], padded on the left, and where the padding is."""
-    length = max(map(len, prompts))
+def _pad(prompts: list[list[int]], multiple: int = 1) -> tuple[Tensor, Tensor]:
+    """Return tokens [rows, length], padded on the left, and where the padding is; the length is a multiple."""
+    length = -(-max(map(len, prompts)) // multiple) * multiple
     padding = torch.tensor([length - len(prompt) for prompt in prompts])
     tokens = torch.tensor([[0] * (length - len(prompt)) + prompt for prompt in prompts])
     return tokens, torch.arange(length) < padding[:, None]
