@@ -12,6 +12,8 @@
                           │ select_model          └► train_reward
                       train_rl ◄────────────────────────┘  with PPO, where the recipe has a reward model
                           │ select_model
+                  train_classifier                   on frozen features
+                          │ select_model
                           ▼
     find_champion ► evaluate ► judge ► gate ── promote: register_model → deploy_model
                                          └──── otherwise: hold_model
@@ -29,7 +31,7 @@ from kfp import dsl
 from kfp.compiler import Compiler
 
 from assay.components.build_preferences.component import build_preferences
-from assay.components.contracts.recipe import Kind, PairSettings, Recipe, TrainSettings
+from assay.components.contracts.recipe import Kind, PairSettings, Recipe, RewardModelSettings, Section
 from assay.components.deploy_model.component import deploy_model
 from assay.components.evaluate.component import evaluate
 from assay.components.find_champion.component import find_champion
@@ -42,6 +44,7 @@ from assay.components.prepare_data.component import prepare_data
 from assay.components.register_model.component import register_model
 from assay.components.sample_candidates.component import sample_candidates
 from assay.components.select_model.component import select_model
+from assay.components.train_classifier.component import train_classifier
 from assay.components.train_preference.component import train_preference
 from assay.components.train_reward.component import train_reward
 from assay.components.train_rl.component import train_rl
@@ -119,6 +122,9 @@ class Stages:
             self._stage("preference", train_preference(**given, base=self.best, pairs=pairs))
         if recipe.rl:
             self._stage("rl", train_rl(**self._given(recipe.rl), base=self.best, data=self.data, **rewarding))
+        if recipe.classifier:
+            given = self._given(recipe.classifier)
+            self._stage("classifier", train_classifier(**given, base=self.best, data=self.data))
 
     def decide(self) -> None:
         """Add the evaluation, the gate, its two branches, and the report."""
@@ -165,7 +171,7 @@ class Stages:
         )
         place(report.set_display_name("Write report"), recipe, "light")
 
-    def _given(self, settings: TrainSettings) -> dict[str, Any]:
+    def _given(self, settings: Section) -> dict[str, Any]:
         """Return what every training step is told."""
         return {"settings": settings.model_dump(mode="json"), "task": self.recipe.task, "seed": self.recipe.seed}
 
@@ -185,7 +191,7 @@ class Stages:
         self.summaries |= {"candidates": sampled.outputs["summary"], "pairs": paired.outputs["summary"]}
         return paired.outputs["pairs"]
 
-    def _train_reward(self, settings: TrainSettings, pairs: Any) -> Any:
+    def _train_reward(self, settings: RewardModelSettings, pairs: Any) -> Any:
         """Return a reward model; it starts from the model whose answers it ranks."""
         trained = train_reward(**self._given(settings), base=self.best, pairs=pairs)
         place(trained.set_display_name("Train: reward model"), self.recipe, "train")

@@ -79,6 +79,11 @@ class TrainSettings(Section):
     save_steps: int = Field(16, ge=1)
     """Optimizer steps between checkpoints."""
 
+    @property
+    def manner(self) -> str:
+        """How it trains, in a few words for a model card."""
+        return f"{self.method}, learning rate {self.learning_rate:g}"
+
 
 class SFTSettings(TrainSettings):
     """Supervised fine-tuning; the loss is on the assistant's tokens only."""
@@ -377,6 +382,28 @@ class RLSettings(TrainSettings):
         return self
 
 
+class ClassifierSettings(Section):
+    """A light classifier on a frozen model's features; rows of the `sft` split, whose references are the labels."""
+
+    title: ClassVar[str] = "Classifier"
+    manner: ClassVar[str] = "logistic regression on frozen features"
+
+    layers: list[int] = []
+    """After which layers the features are tried; empty means some between a third and five sixths of the depth."""
+    l2: list[float] = Field([1e-3, 1e-2, 1e-1], min_length=1)
+    """Penalties to try: weight of half the squared norm beside the mean log-likelihood."""
+    folds: int = Field(3, ge=2, le=20)
+    """Of the cross-validation that chooses layer, pooling and penalty; a label needs as many rows."""
+    probe_rows: int = Field(4096, ge=1)
+    """Rows on which that choice is made; the others are read up to the chosen layer only."""
+    shard_rows: int = Field(512, ge=1)
+    """Rows whose features are held in memory and written together: what a kill costs at most."""
+    max_tokens: int = Field(1024, ge=16)
+    """Of a prompt; a longer one is dropped and counted."""
+    iterations: int = Field(200, ge=1)
+    """Of L-BFGS, at most."""
+
+
 class SelectSettings(Section):
     """When a stage's output replaces its input."""
 
@@ -458,7 +485,7 @@ class Resources(Section):
     retries: int = Field(0, ge=0)
 
 
-STAGES = ("sft", "preference", "rl")
+STAGES = ("sft", "preference", "rl", "classifier")
 """Sections of a recipe that train a model each from the one before, in the order of the climb."""
 OPTIONAL = (*STAGES, "reward_model")
 """Sections that a recipe may leave out; a reward model is no stage: it yields no candidate."""
@@ -483,6 +510,7 @@ class Recipe(Section):
     rl: RLSettings | None = RLSettings()
     reward_model: RewardModelSettings | None = None
     """What PPO maximises; None (or false) for the task's verifier."""
+    classifier: ClassifierSettings | None = None
     select: SelectSettings = SelectSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     judge: JudgeSettings = JudgeSettings()

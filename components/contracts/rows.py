@@ -119,13 +119,14 @@ class Result(Row):
     """One arm's answer to one held-out example, and what the verifier says of it."""
 
     arm: str
-    """`baseline`, `few_shot`, `sft`, `preference`, `rl`, `candidate` or `champion`."""
+    """`baseline`, `few_shot`, a stage (`sft`, `preference`, …), `candidate` or `champion`."""
     example_id: str
     group: str
     response: str
     slices: list[str]
     scores: dict[str, float | None]
-    """Value of every metric of the task by name; None where the metric does not apply to the example."""
+    """Value of every metric of the task by name; None where the metric does not apply to the example.
+    `confidence` besides, where the task measures calibration."""
 
     SCHEMA: ClassVar[pa.Schema] = pa.schema(
         [

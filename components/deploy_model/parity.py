@@ -38,14 +38,14 @@ def golden_prompts(data: str | Path, number: int) -> list[Example]:
 def trained_answers(folder: str | Path, prompts: Sequence[list[Message]], max_new_tokens: int) -> list[Answer]:
     """Return what the model of a folder answers in this process, one prompt at a time."""
     from assay.components.shared.chat import prompt_ids
-    from assay.components.shared.generate import Generator
+    from assay.components.shared.generate import open_generator
     from assay.components.shared.models import load_model, load_tokenizer
 
     from .server import set_threads
 
     set_threads()  # as many as the server has: sums are rounded in the same order
     tokenizer = load_tokenizer(folder)
-    generator = Generator(load_model(folder), tokenizer)
+    generator = open_generator(folder, load_model(folder), tokenizer)
     answers = []
     for number, messages in enumerate(prompts, start=1):
         prompt = prompt_ids(tokenizer, messages)

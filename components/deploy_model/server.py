@@ -216,7 +216,7 @@ def load(model: str | Path, *, name: str = "", token: str | None = None) -> Serv
     """
     folder, called, content = _find(model)
 
-    from assay.components.shared.generate import Generator
+    from assay.components.shared.generate import open_generator
     from assay.components.shared.models import load_model, load_tokenizer
 
     set_threads()
@@ -226,7 +226,7 @@ def load(model: str | Path, *, name: str = "", token: str | None = None) -> Serv
         name=name or called,
         content=content,
         tokenizer=tokenizer,
-        generator=Generator(loaded, tokenizer),
+        generator=open_generator(folder, loaded, tokenizer),
         context=context,
         token=token,
     )

@@ -20,6 +20,7 @@ def evaluate(
     sft: Optional[Input[Model]] = None,
     preference: Optional[Input[Model]] = None,
     rl: Optional[Input[Model]] = None,
+    classifier: Optional[Input[Model]] = None,
 ) -> None:
     """Measure every arm on the same held-out examples.
 
@@ -35,6 +36,7 @@ def evaluate(
         sft: Output of that stage, if the recipe has it.
         preference: As `sft`.
         rl: As `sft`.
+        classifier: As `sft`.
     """
     import time
     from pathlib import Path
@@ -49,7 +51,8 @@ def evaluate(
 
     start = time.monotonic()
     wanted, chosen = EvaluateSettings.model_validate(settings), get_task(task)
-    given = {"sft": sft, "preference": preference, "rl": rl, "candidate": candidate, "champion": champion}
+    stages = {"sft": sft, "preference": preference, "rl": rl, "classifier": classifier}
+    given = {**stages, "candidate": candidate, "champion": champion}
     artifacts = {"baseline": baseline} | {arm: model for arm, model in given.items() if model is not None}
     manifests = {arm: read_manifest(model.path, "model", "none") for arm, model in artifacts.items()}
     models = {arm: artifacts[arm].path for arm, manifest in manifests.items() if manifest.kind == "model"}

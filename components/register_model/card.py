@@ -45,7 +45,7 @@ def _use(recipe: Recipe) -> str:
 
 def _training(recipe: Recipe) -> str:
     stages = {title: getattr(recipe, name) for name, title in recipe.stages.items()}
-    used = [f"{title} ({stage.method}, learning rate {stage.learning_rate:g})" for title, stage in stages.items()]
+    used = [f"{title} ({stage.manner})" for title, stage in stages.items()]
     return (
         f"From `{recipe.base_model}` by {', then '.join(used)}; a stage that did not help was not built upon. "
         f"Seed {recipe.seed}."

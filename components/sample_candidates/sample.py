@@ -54,7 +54,7 @@ def _sample(
     generator: Generator, prompts: list[list[int]], settings: PairSettings, seed: int, work: Path
 ) -> list[list[Generation]]:
     """Sample batch by batch. A prompt's random numbers are its own, so a batch taken from disk changes no other."""
-    wanted = {"max_new_tokens": settings.max_new_tokens, "samples": settings.samples}
+    wanted: dict[str, Any] = {"max_new_tokens": settings.max_new_tokens, "samples": settings.samples}
     found: dict[int, list[Generation]] = {}
     for batch in plan_batches(prompts, **wanted, batch_size=BATCH):
         key = digest_of([batch, settings.model_dump(mode="json"), seed, [prompts[index] for index in batch]])

@@ -10,8 +10,9 @@ their own (of the seed, the prompt's place in the call and the sample's number).
 """
 
 import hashlib
+import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
@@ -52,6 +53,8 @@ class Generation:
     """With the end-of-sequence token, if the answer is finished."""
     finished: bool
     """Ended by itself, not cut at the token limit."""
+    confidence: float | None = None
+    """Probability of the answer: of a classifier's label, or of all tokens of a greedy one; None where not asked."""
 
 
 class Generator:
@@ -63,9 +66,15 @@ class Generator:
         dtype: Arithmetic of the CPU decoder; None takes what is quicker here. Elsewhere the model's own is used.
     """
 
+    decoder: LlamaDecoder | None = None
+
     def __init__(self, model: Any, tokenizer: Any, dtype: torch.dtype | None = None) -> None:
+        self._take(model, tokenizer)
+        if is_supported(model):
+            self.decoder = LlamaDecoder(model, dtype or getattr(torch, arithmetic()))
+
+    def _take(self, model: Any, tokenizer: Any) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self.decoder = LlamaDecoder(model, dtype or getattr(torch, _arithmetic())) if is_supported(model) else None
         self.stops = _stop_ids(model, tokenizer)
 
     def sync(self) -> None:
@@ -113,14 +122,30 @@ class Generator:
         temperature: float = 0.0,
         samples: int = 1,
         seed: int = 0,
+        confidence: bool = False,
     ) -> Batch:
-        """Generate for one batch of a plan; the other arguments are as for `generate`, `prompts` are all of them."""
+        """Generate for one batch of a plan.
+
+        Args:
+            prompts: All of them.
+            batch: Indices of those to answer.
+            max_new_tokens: As for `generate`, and so are those below.
+            temperature: See there.
+            samples: See there.
+            seed: See there.
+            confidence: Tell the probability of each answer; of greedy ones only.
+        """
         self._check_length(prompts, batch, max_new_tokens)
+        likely = torch.zeros(len(batch) * samples, max_new_tokens, dtype=torch.float64) if confidence else None
         if self.decoder:
-            rows = self._decode(prompts, batch, max_new_tokens, temperature, samples, seed)
+            rows = self._decode(prompts, batch, max_new_tokens, temperature, samples, seed, likely)
         else:
-            rows = self._transformers(prompts, batch, max_new_tokens, temperature, samples, seed)
+            rows = self._transformers(prompts, batch, max_new_tokens, temperature, samples, seed, likely)
         made = [self.generation(ids) for ids in rows]
+        if likely is not None:
+            ends = [len(one.ids) for one in made]
+            sure = [math.exp(float(row[:end].sum())) for row, end in zip(likely, ends, strict=True)]
+            made = [replace(one, confidence=value) for one, value in zip(made, sure, strict=True)]
         return [(index, made[place * samples : (place + 1) * samples]) for place, index in enumerate(batch)]
 
     def generation(self, ids: list[int]) -> Generation:
@@ -149,6 +174,7 @@ class Generator:
         temperature: float,
         samples: int,
         seed: int,
+        likely: Tensor | None,
     ) -> list[list[int]]:
         """Generate by the CPU decoder, one row per sample; a prompt is read once for all its samples."""
         assert self.decoder
@@ -158,7 +184,7 @@ class Generator:
         if samples > 1:
             copies = torch.arange(len(batch)).repeat_interleave(samples)
             cache, logits, positions = cache.take(copies), logits[copies], positions[copies]
-        choose = _Chooser(temperature, batch, samples, seed, max_new_tokens)
+        choose = _Chooser(temperature, batch, samples, seed, max_new_tokens, likely)
         return self._continue(cache, logits, positions, choose, slot, max_new_tokens)
 
     def _continue(
@@ -196,9 +222,10 @@ class Generator:
         temperature: float,
         samples: int,
         seed: int,
+        likely: Tensor | None,
     ) -> list[list[int]]:
         """Generate by transformers, one row per sample; its random numbers are the batch's, from the seed."""
-        from transformers import GenerationConfig
+        from transformers import GenerationConfig, LogitsProcessorList
 
         some = [prompts[index] for index in batch]
         length = max(map(len, some))
@@ -218,7 +245,9 @@ class Generator:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(_seed(seed, batch[0]))
             inputs = {"input_ids": tokens.to(device), "attention_mask": mask.to(device)}
-            rows: list[list[int]] = self.model.generate(**inputs, generation_config=config)[:, length:].tolist()
+            hooks = LogitsProcessorList([] if likely is None else [_Likelihood(likely, length)])
+            made = self.model.generate(**inputs, generation_config=config, logits_processor=hooks)
+            rows: list[list[int]] = made[:, length:].tolist()
         self.model.train(training)
         return rows
 
@@ -226,8 +255,16 @@ class Generator:
 class _Chooser:
     """Picks the next token of every row: the likeliest, or by inverting the distribution at a random number."""
 
-    def __init__(self, temperature: float, batch: list[int], samples: int, seed: int, max_new_tokens: int) -> None:
-        self.temperature = temperature
+    def __init__(
+        self,
+        temperature: float,
+        batch: list[int],
+        samples: int,
+        seed: int,
+        max_new_tokens: int,
+        likely: Tensor | None = None,
+    ) -> None:
+        self.temperature, self.likely = temperature, likely
         streams = [(index, sample) for index in batch for sample in range(samples)] if temperature else []
         self.uniform = [
             torch.rand(max_new_tokens, dtype=torch.float64, generator=torch.Generator().manual_seed(_seed(seed, *key)))
@@ -245,6 +282,8 @@ class _Chooser:
         if not self.temperature:  # the likeliest block first: argmax itself is not vectorised, and six times slower
             blocks = _blocks(logits, -torch.inf)
             best = blocks.amax(-1).argmax(-1)
+            if self.likely is not None:
+                self.likely[rows, step] = _log_likely(logits)
             return best * BLOCK + blocks[torch.arange(len(blocks)), best].argmax(-1)
         scaled = logits if self.temperature == 1 else logits.float() / self.temperature
         likely = scaled.softmax(-1, dtype=torch.float32)
@@ -259,6 +298,23 @@ class _Chooser:
         before = ends.gather(1, block) - inside[:, -1:]
         token = torch.searchsorted(inside, drawn - before, right=True).clamp(max=BLOCK - 1)
         return (block * BLOCK + token)[:, 0].clamp(max=logits.shape[1] - 1)
+
+
+class _Likelihood:
+    """Notes the log-probability of the likeliest token of every row: a logits processor that changes nothing."""
+
+    def __init__(self, likely: Tensor, length: int) -> None:
+        self.likely, self.length = likely, length
+
+    def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
+        self.likely[:, ids.shape[1] - self.length] = _log_likely(logits).cpu()
+        return logits
+
+
+def _log_likely(logits: Tensor) -> Tensor:
+    """Return the log-probability of the likeliest token [rows]."""
+    wide = logits.float()
+    return (wide.amax(-1) - wide.logsumexp(-1)).double()
 
 
 def _blocks(values: Tensor, padding: float) -> Tensor:
@@ -296,6 +352,7 @@ def greedy_responses(
     *,
     max_new_tokens: int,
     batch_size: int = 64,
+    confidence: bool = False,
     progress: Progress | None = None,
     cache: bool = True,
 ) -> list[Generation]:
@@ -309,17 +366,19 @@ def greedy_responses(
         prompts: Token ids.
         max_new_tokens: As for `Generator.generate`.
         batch_size: As for `Generator.generate`.
+        confidence: Tell the probability of each answer.
         progress: Told after each batch, and once for what was known.
         cache: Off, every prompt is asked and nothing is kept.
     """
-    store = ResponseStore(model_digest(folder), _settings(max_new_tokens)) if cache else None
+    store = ResponseStore(model_digest(folder), _settings(max_new_tokens, confidence)) if cache else None
     known = {prompt: Generation(**answer) for prompt, answer in store.find(prompts).items()} if store else {}
     generator: Generator | None = None
     for batch in plan_batches(prompts, max_new_tokens, 1, batch_size):
         if all(tuple(prompts[index]) in known for index in batch):
             continue
         generator = generator or load_generator(folder)
-        made = {tuple(prompts[index]): one for index, [one] in generator.run(prompts, batch, max_new_tokens)}
+        answered = generator.run(prompts, batch, max_new_tokens, confidence=confidence)
+        made = {tuple(prompts[index]): one for index, [one] in answered}
         known |= made
         if store:
             store.add({prompt: asdict(one) for prompt, one in made.items()})
@@ -334,16 +393,25 @@ def load_generator(folder: str | Path) -> Generator:
     """Return a generator of a model folder: on a GPU where there is one, else with what is quickest on this CPU."""
     set_threads()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Generator(load_model(folder, dtype=_arithmetic(), device=device), load_tokenizer(folder))
+    return open_generator(folder, load_model(folder, dtype=arithmetic(), device=device), load_tokenizer(folder))
 
 
-def _settings(max_new_tokens: int) -> dict[str, str | int]:
-    """What an answer depends on beside model and prompt."""
-    arithmetic = "cuda" if torch.cuda.is_available() else _arithmetic()
-    return {"max_new_tokens": max_new_tokens, "version": VERSION, "arithmetic": arithmetic}
+def open_generator(folder: str | Path, model: Any, tokenizer: Any) -> Generator:
+    """Return what answers for a model folder: the language model, or the classifier on its features."""
+    from .classifier import Classifier, read_head
+
+    head = read_head(folder)
+    return Classifier(model, tokenizer, head) if head else Generator(model, tokenizer)
 
 
-def _arithmetic() -> Literal["float32", "bfloat16"]:
+def _settings(max_new_tokens: int, confidence: bool) -> dict[str, str | int]:
+    """What an answer depends on beside model and prompt; keys of answers without confidence stay what they were."""
+    told = {"confidence": 1} if confidence else {}
+    kind = "cuda" if torch.cuda.is_available() else arithmetic()
+    return {"max_new_tokens": max_new_tokens, "version": VERSION, "arithmetic": kind, **told}
+
+
+def arithmetic() -> Literal["float32", "bfloat16"]:
     """What is quickest here; fp32 is exact besides, and taken where bf16 wins nothing."""
     return "bfloat16" if multiplies_bf16() else "float32"
 

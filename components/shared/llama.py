@@ -20,6 +20,8 @@ PACKED_ROWS = 64
 """Rows of a product that the packed layout is best for."""
 COPIED_TOKENS = 32
 """Shared tokens that are copied into every row's slots: so few are quicker read again than computed apart."""
+STEP = 8
+"""Of the lengths of batches whose states are read: few shapes, for each of which oneDNN keeps a program."""
 HIDDEN = -1e9
 """Score of a slot that may not be attended to; finite, so that a row of padding gives no NaN."""
 
@@ -95,10 +97,11 @@ class LlamaDecoder:
     Args:
         model: A transformers model on the CPU, also with LoRA adapters (they are merged into the copy).
         dtype: Of weights and arithmetic; softmax and norms as transformers does them.
+        depth: Lowest layers to compute, where only their states are wanted; None means all.
     """
 
-    def __init__(self, model: Any, dtype: torch.dtype) -> None:
-        self.model, self.dtype = model, dtype
+    def __init__(self, model: Any, dtype: torch.dtype, depth: int | None = None) -> None:
+        self.model, self.dtype, self.depth = model, dtype, depth
         config = _plain(model).config
         self.heads: int = config.num_attention_heads
         self.kv_heads: int = config.num_key_value_heads
@@ -111,7 +114,7 @@ class LlamaDecoder:
     def sync(self) -> None:
         """Take over the model's weights; call it after they have changed."""
         plain = _plain(self.model)
-        self.layers = [self._layer(layer) for layer in plain.model.layers]
+        self.layers = [self._layer(layer) for layer in plain.model.layers[: self.depth]]
         self.embedding = _weight(plain.get_input_embeddings()).detach().to(self.dtype)
         self.head = self._pack(_weight(plain.lm_head), plain.model.norm)
         self.rotary = plain.model.rotary_emb
@@ -150,16 +153,14 @@ class LlamaDecoder:
             slot.
         """
         copied = len(shared) if len(shared) <= COPIED_TOKENS else 0
-        length = max(map(len, prompts))
-        padding = torch.tensor([length - len(prompt) for prompt in prompts])
-        tokens = torch.tensor([[0] * (length - len(prompt)) + prompt for prompt in prompts])
-        steps = torch.arange(length)
-        positions = (steps - padding[:, None]).clamp(min=0) + len(shared)
+        tokens, padded = _pad(prompts)
+        length = tokens.shape[1]
+        positions = _positions(padded) + len(shared)
         mask = torch.zeros(len(prompts), copied + length + new, dtype=self.dtype)
-        mask[:, copied : copied + length].masked_fill_(steps < padding[:, None], HIDDEN)
+        mask[:, copied : copied + length].masked_fill_(padded, HIDDEN)
         cache = self._empty(len(prompts), mask)
         if shared:
-            keys, values = self._read_shared(shared)
+            keys, values = self.read_shared(shared)
             if copied:
                 for depth in range(len(self.layers)):
                     cache.own_keys[depth][..., :copied] = keys[depth]
@@ -176,7 +177,33 @@ class LlamaDecoder:
         none = torch.zeros(depth, heads, size, 0, dtype=self.dtype)
         return Cache(none, none.transpose(-1, -2), keys, values, mask)
 
-    def _read_shared(self, shared: list[int]) -> tuple[Tensor, Tensor]:
+    @torch.no_grad()
+    def states(
+        self, prompts: list[list[int]], layers: list[int], shared: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[list[Tensor], Tensor]:
+        """Return what the prompts' tokens become after some layers, normed as the next layer's products take it.
+
+        Args:
+            prompts: Tokens of each prompt after the shared ones; none is empty. All pass through at once.
+            layers: How many layers they have passed; from 1 on.
+            shared: Of `read_shared`, for the tokens that stand before every prompt.
+
+        Returns:
+            Hidden states [rows, tokens, size] for each of `layers`, and where they are padding [rows, tokens]: on the
+            left.
+        """
+        tokens, padded = _pad(prompts, STEP)
+        mask = torch.zeros(tokens.shape, dtype=self.dtype).masked_fill_(padded, HIDDEN)
+        cache = self._empty(len(prompts), mask)
+        if shared:
+            cache.prefix_keys, cache.prefix_values = shared
+        kept: list[Tensor] = []
+        self._layers(tokens, _positions(padded) + cache.shared, cache, 0, kept)
+        return [self._norm(kept[layer - 1]) for layer in layers], padded
+
+    @torch.no_grad()
+    def read_shared(self, shared: list[int]) -> tuple[Tensor, Tensor]:
+        """Return keys and values of tokens that stand before every prompt, as `Cache` holds them."""
         cache = self._empty(1, torch.zeros(1, len(shared), dtype=self.dtype))
         self._read(torch.tensor([shared]), torch.arange(len(shared))[None], cache, 0)
         return torch.cat(cache.own_keys), torch.cat(cache.own_values)
@@ -210,8 +237,13 @@ class LlamaDecoder:
     def _logits(self, hidden: Tensor) -> Tensor:
         return self._product(self._norm(hidden), self.head)
 
-    def _layers(self, tokens: Tensor, positions: Tensor, cache: Cache, start: int) -> Tensor:
-        """Return hidden states [rows, tokens, size]; keys and values go to the slots from `start` on."""
+    def _layers(
+        self, tokens: Tensor, positions: Tensor, cache: Cache, start: int, kept: list[Tensor] | None = None
+    ) -> Tensor:
+        """Return hidden states [rows, tokens, size]; keys and values go to the slots from `start` on.
+
+        Those after each layer go to `kept`, where it is given.
+        """
         hidden = F.embedding(tokens, self.embedding)
         cos, sin = self.rotary(hidden, positions)
         half = self.head_size // 2
@@ -227,6 +259,8 @@ class LlamaDecoder:
             hidden = self._product(mixed, layer.out, hidden)
             gate, up = self._product(self._norm(hidden), layer.gate_up).chunk(2, -1)
             hidden = self._product(F.silu(gate).mul_(up), layer.down, hidden)
+            if kept is not None:
+                kept.append(hidden)
         return hidden
 
     def _attend(
@@ -277,6 +311,19 @@ class LlamaDecoder:
                 product = torch.ops.mkldnn._linear_pointwise.binary(hidden, plus, weight, None, "add")
             return product
         return F.linear(hidden, weight) if plus is None else F.linear(hidden, weight) + plus
+
+
+def _pad(prompts: list[list[int]], multiple: int = 1) -> tuple[Tensor, Tensor]:
+    """Return tokens [rows, length], padded on the left, and where the padding is; the length is a multiple."""
+    length = -(-max(map(len, prompts)) // multiple) * multiple
+    padding = torch.tensor([length - len(prompt) for prompt in prompts])
+    tokens = torch.tensor([[0] * (length - len(prompt)) + prompt for prompt in prompts])
+    return tokens, torch.arange(length) < padding[:, None]
+
+
+def _positions(padded: Tensor) -> Tensor:
+    """Return each token's place in its row, 0 on the padding before it."""
+    return ((~padded).cumsum(1) - 1).clamp(min=0)
 
 
 def _rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -7,8 +7,9 @@ from ..contracts.errors import RecipeError
 from ..contracts.metrics import Metric
 from ..contracts.recipe import EvaluateSettings
 from ..contracts.rows import Example, Message, Result
+from .calibration import BRIER, ECE, calibration_error, confidence_scores
 from .chat import prompt_ids
-from .generate import Progress, greedy_responses
+from .generate import Generation, Progress, greedy_responses
 from .models import load_tokenizer
 from .statistics import summarise
 from .tasks.task import Task
@@ -47,7 +48,12 @@ def measure(
     tokenizer = load_tokenizer(folder)
     asked = [prompt_ids(tokenizer, prompt) for prompt in prompts or [example.prompt for example in examples]]
     answers = greedy_responses(
-        folder, asked, max_new_tokens=settings.max_new_tokens, batch_size=settings.batch_size, progress=progress
+        folder,
+        asked,
+        max_new_tokens=settings.max_new_tokens,
+        batch_size=settings.batch_size,
+        confidence=BRIER in task.metrics,
+        progress=progress,
     )
     return [
         Result(
@@ -56,22 +62,32 @@ def measure(
             group=example.group,
             response=answer.text,
             slices=example.slices,
-            scores=task.score(answer.text, example.reference),
+            scores=_scores(task, answer, example.reference),
         )
         for example, answer in zip(examples, answers, strict=True)
     ]
 
 
+def _scores(task: Task, answer: Generation, reference: str) -> dict[str, float | None]:
+    found = task.score(answer.text, reference)
+    if answer.confidence is None:
+        return found
+    return {**found, **confidence_scores(answer.confidence, found[task.metrics[0].name] or 0.0)}
+
+
 def tabulate(results: Sequence[Result], metrics: Sequence[Metric], confidence: float) -> Table:
     """Return mean and interval of every metric over the results to which it applies; none is left out silently.
 
-    A metric that applies to no result is absent.
+    A metric that applies to no result is absent. The first metric is the one that says what is right.
     """
     table: Table = {}
     for metric in metrics:
-        values = scores(results, metric.name)
-        if values:
-            interval = summarise(values, metric, confidence)
+        if metric.name == ECE.name:
+            interval = calibration_error(results, metrics[0].name, confidence)
+        else:
+            values = scores(results, metric.name)
+            interval = summarise(values, metric, confidence) if values else None
+        if interval:
             table[metric.name] = {
                 "mean": interval.mean,
                 "low": interval.low,

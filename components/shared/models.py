@@ -28,6 +28,7 @@ MODEL_FILES = (
     "vocab.txt",
     "merges.txt",
     "chat_template.jinja",
+    "classifier.json",  # of a model that answers by its features; its weights are safetensors
 )
 """Patterns of the files that make a model; what else lies in a folder (code, pickles, images) is left where it is."""
 MACHINE_KEYS = ("is_local", "local_files_only", "name_or_path")

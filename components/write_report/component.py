@@ -25,9 +25,11 @@ def write_report(
     preference: Optional[Input[Metrics]] = None,
     reward_model: Optional[Input[Metrics]] = None,
     rl: Optional[Input[Metrics]] = None,
+    classifier: Optional[Input[Metrics]] = None,
     select_sft: Optional[Input[Metrics]] = None,
     select_preference: Optional[Input[Metrics]] = None,
     select_rl: Optional[Input[Metrics]] = None,
+    select_classifier: Optional[Input[Metrics]] = None,
 ) -> None:
     """Tell one run on one page: the decision first, then its evidence.
 
@@ -48,9 +50,11 @@ def write_report(
         preference: Summary of that training step.
         reward_model: Summary of `train_reward`.
         rl: Summary of that training step.
+        classifier: Summary of that training step.
         select_sft: Whether that stage's model replaced its input.
         select_preference: As `select_sft`.
         select_rl: As `select_sft`.
+        select_classifier: As `select_sft`.
     """
     from pathlib import Path
 
@@ -70,6 +74,8 @@ def write_report(
         "select_preference": select_preference,
         "rl": rl,
         "select_rl": select_rl,
+        "classifier": classifier,
+        "select_classifier": select_classifier,
         "evaluation": evaluation,
         "judging": judging,
     }

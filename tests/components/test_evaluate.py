@@ -117,9 +117,9 @@ def test_two_runs_give_the_same_bytes_and_equal_models_are_asked_once(
     batches: list[int] = []
     original = generate.Generator.run
 
-    def watched(self: Any, prompts: Any, batch: list[int], *arguments: Any) -> Any:
+    def watched(self: Any, prompts: Any, batch: list[int], *arguments: Any, **named: Any) -> Any:
         batches.append(len(batch))
-        return original(self, prompts, batch, *arguments)
+        return original(self, prompts, batch, *arguments, **named)
 
     monkeypatch.setattr(generate.Generator, "run", watched)
     digests = []

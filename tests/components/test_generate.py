@@ -259,9 +259,9 @@ def test_a_killed_evaluation_goes_on_after_the_last_batch(
     batches: list[list[int]] = []
     run = Generator.run
 
-    def watched(self: Generator, prompts: Any, batch: list[int], *arguments: Any) -> Any:
+    def watched(self: Generator, prompts: Any, batch: list[int], *arguments: Any, **named: Any) -> Any:
         batches.append(batch)
-        return run(self, prompts, batch, *arguments)
+        return run(self, prompts, batch, *arguments, **named)
 
     monkeypatch.setattr(Generator, "run", watched)
     assert greedy_responses(tiny_model, prompts, max_new_tokens=5, batch_size=2) == whole

@@ -187,3 +187,21 @@ def test_without_a_reward_model_none_is_wired(documents):
     tasks = documents[0]["root"]["dag"]["tasks"]
     assert "train-reward" not in tasks
     assert "reward" not in tasks["train-rl"]["inputs"]["artifacts"]
+
+
+def test_a_recipe_may_have_the_classifier_as_its_only_stage(tmp_path):
+    recipe = Recipe.load(cli.RECIPES / "product-content.yaml")
+    assert recipe.stages == {"classifier": "Classifier"}
+    assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe
+    path = compile_recipe(recipe, tmp_path / "product.yaml")
+    names = [task.path.rpartition("/")[2] for task in engine.plan(path) if task.kind == "container"]
+    assert [name for name in names if name.startswith(("train-", "select-"))] == ["train-classifier", "select-model"]
+    tasks = dags(next(yaml.safe_load_all(path.read_text())))["root"]["tasks"]
+    artifacts = tasks["evaluate"]["inputs"]["artifacts"]
+    made = artifacts["classifier"]["taskOutputArtifact"]
+    assert made == {"producerTask": "train-classifier", "outputArtifactKey": "model"}
+    chosen = artifacts["candidate"]["taskOutputArtifact"]
+    assert chosen == {"producerTask": "select-model", "outputArtifactKey": "best"}
+    shown = tasks["write-report"]["inputs"]["artifacts"]
+    assert {"classifier", "select_classifier"} <= shown.keys()
+    assert not {"sft", "preference", "rl"} & {*artifacts, *shown}

@@ -1,0 +1,1 @@
+"""A light classifier on the features of a frozen language model."""
