@@ -141,7 +141,7 @@ def score_answers_only(trainer: Any, temperature: float = 1.0) -> None:
             return before(*positional, **({"labels": labels} if labels is not None else {}), **named)
         wanted = labels[:, 1:]
         mask = wanted != -100
-        states, place = _hidden_states(model, *positional, **{**named, "use_cache": False})
+        states, place = hidden_states(model, *positional, **{**named, "use_cache": False})
         asked, which = place[:, :-1][mask].unique(return_inverse=True)
         logits = model.get_output_embeddings()(states[asked]).float()  # [tokens asked, vocabulary]
         if temperature != 1:
@@ -165,7 +165,7 @@ def score_answers_only(trainer: Any, temperature: float = 1.0) -> None:
     model.forward = forward
 
 
-def _hidden_states(
+def hidden_states(
     model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **named: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return hidden states [places, size], and the place of each input token [sequences, length] among them."""

@@ -27,6 +27,7 @@ def write_report(
     select_sft: Optional[Input[Metrics]] = None,
     select_preference: Optional[Input[Metrics]] = None,
     select_rl: Optional[Input[Metrics]] = None,
+    embedding: Optional[Input[Metrics]] = None,
 ) -> None:
     """Tell one run on one page: the decision first, then its evidence.
 
@@ -49,6 +50,7 @@ def write_report(
         select_sft: Whether that stage's model replaced its input.
         select_preference: As `select_sft`.
         select_rl: As `select_sft`.
+        embedding: Summary of that training step.
     """
     from pathlib import Path
 
@@ -67,6 +69,7 @@ def write_report(
         "select_preference": select_preference,
         "rl": rl,
         "select_rl": select_rl,
+        "embedding": embedding,
         "evaluation": evaluation,
         "judging": judging,
     }
