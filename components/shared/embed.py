@@ -21,9 +21,8 @@ from torch import Tensor
 from ..contracts.artifacts import digest_of
 from ..contracts.errors import ModelError
 from ..runtime.context import cache_folder
-from .models import load_model, load_tokenizer, model_digest, set_threads
+from .models import ENCODING, load_model, load_tokenizer, model_digest, set_threads
 
-FILE = "embedding.json"
 VERSION = 1
 """Part of the cache's key: raise it when a vector could change."""
 BATCH_TOKENS = 8192
@@ -148,23 +147,18 @@ def plan(ids: Sequence[Sequence[int]]) -> Iterator[list[int]]:
         yield batch
 
 
-def is_encoder(folder: str | Path) -> bool:
-    """Return whether a model folder is an encoder."""
-    return (Path(folder) / FILE).is_file()
-
-
 def read_encoding(folder: str | Path) -> Encoding:
     """Return what an encoder's folder says of its use.
 
     Raises:
         ModelError: The folder is no encoder, or its file cannot be read.
     """
-    path = Path(folder) / FILE
+    path = Path(folder) / ENCODING
     try:
         return Encoding.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         raise ModelError(
-            f"there is no {FILE} that can be read, so this is not an encoder",
+            f"there is no {ENCODING} that can be read, so this is not an encoder",
             where=str(path),
             fix="give the model that train_embedding wrote",
         ) from error
@@ -172,7 +166,7 @@ def read_encoding(folder: str | Path) -> Encoding:
 
 def write_encoding(folder: str | Path, encoding: Encoding) -> None:
     """Mark a model folder as an encoder; do it before the folder is sealed."""
-    path = Path(folder) / FILE
+    path = Path(folder) / ENCODING
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(encoding.model_dump_json(indent=1) + "\n", encoding="utf-8")
 

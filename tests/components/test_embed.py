@@ -11,7 +11,7 @@ from assay.components.contracts.errors import ModelError
 from assay.components.runtime.context import cache_folder
 from assay.components.shared import embed as work
 from assay.components.shared.embed import Encoding, embed, plan, read_encoding, write_encoding
-from assay.components.shared.models import load_model, load_tokenizer
+from assay.components.shared.models import is_encoder, load_model, load_tokenizer
 
 TEXTS = ["short", "Store Velmorin (brand Axilto) below 25 °C.", "a" * 300, "one two three four five", "Short"]
 
@@ -81,9 +81,9 @@ def test_a_text_longer_than_the_context_is_refused(tiny_model: Path) -> None:
 
 
 def test_a_folder_says_how_it_is_used(tmp_path: Path) -> None:
-    assert not work.is_encoder(tmp_path)
+    assert not is_encoder(tmp_path)
     with pytest.raises(ModelError, match=r"no embedding\.json that can be read"):
         read_encoding(tmp_path)
     write_encoding(tmp_path, encoding(query_prefix="q: "))
-    assert work.is_encoder(tmp_path)
+    assert is_encoder(tmp_path)
     assert read_encoding(tmp_path) == encoding(query_prefix="q: ")
