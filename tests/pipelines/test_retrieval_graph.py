@@ -169,7 +169,7 @@ def test_the_steps_of_the_graph_fit_together(base_model: Path, tmp_path: Path, m
     assert entry
     assert entry.content == read_manifest(tmp_path / "candidate").content
     page = (tmp_path / "report.html").read_text()
-    for words in ("Promoted as version 1", "BM25", "Right passage given", "Train Embedding", "The candidate"):
+    for words in ("Promoted as version 1", "Keyword search", "Right passage", "Train Embedding"):
         assert words in page
     (described,) = (tmp_path / "registry").rglob("MLmodel")
     assert '"name": "input"' in described.read_text()
