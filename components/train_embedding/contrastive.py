@@ -189,12 +189,8 @@ class ContrastiveTrainer(Trainer):  # type: ignore[misc]
 
     def compute_loss(self, model: Any, inputs: dict[str, Tensor], *positional: Any, **named: Any) -> Tensor:
         """Return the loss of one step's questions."""
-        ids, mask, right = inputs["input_ids"], inputs["attention_mask"], inputs["right"]
-        plain = self.accelerator.unwrap_model(model)
-        plain = plain.get_base_model() if hasattr(plain, "get_base_model") else plain
-        with self.accelerator.autocast():
-            states, place = training.hidden_states(plain, ids, mask, use_cache=False)
-        vectors = pool(states[place], mask, self.settings.pooling)
+        right = inputs["right"]
+        vectors = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
         loss, first = info_nce(vectors[: len(right)], vectors[len(right) :], right, self.settings.temperature)
         self.accuracy = float(first)
         return loss
@@ -229,7 +225,21 @@ def make_trainer(
         callbacks=[watcher],
     )
     trainer.settings = settings
-    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if trainer.args.use_cpu and is_supported(plain):
-        use_tree_attention(plain)
+    _give_vectors(model, settings.pooling)
     return trainer, watcher
+
+
+def _give_vectors(model: Any, pooling: str) -> None:
+    """Let a causal language model return its texts' vectors [texts, dimensions] in place of logits.
+
+    It is the model's own `forward`, so that what wraps it (adapters, autocast, several processes) stays around it.
+    """
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if is_supported(plain):
+        use_tree_attention(plain)
+
+    def forward(input_ids: Tensor, attention_mask: Tensor, **_: Any) -> Tensor:
+        states, place = training.hidden_states(plain, input_ids, attention_mask, use_cache=False)
+        return pool(states[place], attention_mask, pooling)
+
+    plain.forward = forward
