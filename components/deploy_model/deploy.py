@@ -54,17 +54,21 @@ def deploy(name: str, version: int, settings: EvaluateSettings, candidate: str |
 def check_parity(
     registered: Path, settings: EvaluateSettings, candidate: str | Path, data: str | Path
 ) -> tuple[int, int]:
-    """Return how many prompts and generated tokens were compared, all equal.
+    """Return how many prompts and tokens were compared, all equal: generated ones, or of an encoder those it read.
 
     Raises:
         RegistryError: The served model answers otherwise.
         DataError: An input is not what its manifest says.
     """
-    from .parity import compare, golden_prompts, served_answers, trained_answers
+    from assay.components.shared.models import is_encoder
+
+    from .parity import compare, compare_vectors, golden_prompts, served_answers, trained_answers
 
     read_manifest(candidate, "model")
     read_manifest(data, "splits")
     examples = golden_prompts(data, settings.golden_prompts)
+    if is_encoder(candidate):
+        return len(examples), compare_vectors(registered, candidate, examples)
     prompts = [example.prompt for example in examples]
     with ThreadPoolExecutor(1) as beside:  # the server is a process of its own; it loads and answers meanwhile
         asked = beside.submit(served_answers, registered, prompts, settings.max_new_tokens)

@@ -1,4 +1,7 @@
-"""Does the served model answer as the trained one did? Token by token, through the server that users get."""
+"""Does the served model answer as the trained one did? Through the server that users get.
+
+A language model's answers are compared token by token, an encoder's vectors number by number.
+"""
 
 import json
 import subprocess
@@ -18,6 +21,8 @@ from assay.components.runtime.context import progress
 START_SECONDS = 600.0
 """A loaded machine takes minutes to import torch; a server that takes longer than this has failed."""
 ANSWER_SECONDS = 600.0
+VECTOR_ROUNDING = 1e-6
+"""Largest difference of two numbers of a vector of length 1; fp32 rounds at 1e-7."""
 
 
 class Answer(NamedTuple):
@@ -61,7 +66,7 @@ def served_answers(folder: str | Path, prompts: Sequence[list[Message]], max_new
     Raises:
         RegistryError: The server does not start, or refuses a prompt.
     """
-    with running_server(folder) as url, httpx.Client(base_url=url, timeout=ANSWER_SECONDS, trust_env=False) as client:
+    with running_server(folder) as url, _client(url) as client:
         return [_ask(client, messages, max_new_tokens) for messages in prompts]
 
 
@@ -81,6 +86,40 @@ def compare(examples: Sequence[Example], trained: Sequence[Answer], served: Sequ
                 "the served model's answer has the same tokens and another text", where=f"example {example.id}"
             )
     return sum(len(answer.tokens) for answer in trained)
+
+
+def compare_vectors(registered: Path, candidate: str | Path, examples: Sequence[Example]) -> int:
+    """Return the tokens of the questions and passages whose vectors, served and computed here, are the same.
+
+    Raises:
+        RegistryError: The server does not start, or a vector differs by more than rounding.
+    """
+    import numpy as np
+
+    from assay.components.shared.embed import load_encoder
+    from assay.components.shared.retrieval import passage, question
+
+    from .server import set_threads
+
+    set_threads()  # as many as the server has: sums are rounded in the same order
+    encoder, tokens = load_encoder(candidate), 0
+    with (
+        running_server(registered) as url,
+        httpx.Client(base_url=url, timeout=ANSWER_SECONDS, trust_env=False) as client,
+    ):
+        for number, example in enumerate(examples, start=1):
+            for kind, text in (("query", question(example)), ("passage", passage(example))):
+                ids = encoder.tokens((encoder.encoding.query_prefix if kind == "query" else "") + text)
+                served = _post(client, "/v1/embeddings", {"input": text, "input_type": kind})["data"][0]["embedding"]
+                if not np.allclose(served, encoder.encode([ids])[0], rtol=0, atol=VECTOR_ROUNDING):
+                    raise RegistryError(
+                        f"the served encoder has another vector for the {kind} than the trained one",
+                        where=f"example {example.id}",
+                        fix="the champion stays; serve with the library versions that evaluation ran with",
+                    )
+                tokens += len(ids)
+            progress(number, len(examples), "vectors")
+    return tokens
 
 
 @contextmanager
@@ -113,6 +152,10 @@ def running_server(folder: str | Path) -> Iterator[str]:
         process.communicate()
 
 
+def _client(url: str) -> httpx.Client:
+    return httpx.Client(base_url=url, timeout=ANSWER_SECONDS, trust_env=False)
+
+
 def _ask(client: httpx.Client, messages: list[Message], max_new_tokens: int) -> Answer:
     body = {
         "messages": [message.model_dump() for message in messages],
@@ -120,15 +163,20 @@ def _ask(client: httpx.Client, messages: list[Message], max_new_tokens: int) -> 
         "temperature": 0,
         "return_token_ids": True,
     }
+    answer = _post(client, "/v1/chat/completions", body)
+    choice = answer["choices"][0]
+    return Answer(answer["prompt_token_ids"], choice["token_ids"], choice["message"]["content"])
+
+
+def _post(client: httpx.Client, path: str, body: dict[str, Any]) -> dict[str, Any]:
     try:
-        response = client.post("/v1/chat/completions", json=body)
+        response = client.post(path, json=body)
     except httpx.HTTPError as error:
         raise RegistryError(f"the served model does not answer: {error}", where=str(client.base_url)) from error
     answer: dict[str, Any] = response.json()
     if response.status_code != httpx.codes.OK:
         raise RegistryError(f"the served model refuses a held-out prompt: {answer['error']['message']}")
-    choice = answer["choices"][0]
-    return Answer(answer["prompt_token_ids"], choice["token_ids"], choice["message"]["content"])
+    return answer
 
 
 def _differs(example: Example, what: str, trained: list[int], served: list[int]) -> RegistryError:

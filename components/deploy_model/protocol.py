@@ -1,4 +1,4 @@
-"""OpenAI's chat protocol, as far as one small model can honour it: requests, errors, streamed events.
+"""OpenAI's protocol for chat and embeddings, as far as one small model can honour it: requests, errors, events.
 
 What a request asks for and this server cannot do is refused, not ignored.
 """
@@ -6,7 +6,7 @@ What a request asks for and this server cannot do is refused, not ignored.
 import json
 import secrets
 from collections.abc import AsyncIterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from starlette.requests import Request
@@ -16,6 +16,8 @@ from assay.components.contracts.rows import Message
 
 MAX_BODY_BYTES = 1 << 20
 DEFAULT_MAX_TOKENS = 256
+MAX_INPUTS = 2048
+"""Texts of one embeddings request: OpenAI's limit."""
 
 
 class Refusal(Exception):
@@ -89,7 +91,34 @@ class ChatRequest(BaseModel):
         return asked or min(room, DEFAULT_MAX_TOKENS)
 
 
+class EmbeddingRequest(BaseModel):
+    """The part of OpenAI's embeddings request that this server can honour; any other key is an error."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    input: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=MAX_INPUTS)]
+    model: str = ""
+    encoding_format: Literal["float"] = "float"
+    input_type: Literal["query", "passage"] = "passage"
+    """Beyond OpenAI's, as other servers of retrieval models have it: a query gets the encoder's prefix."""
+    user: str = ""
+    """Accepted and not used."""
+
+    @field_validator("input", mode="before")
+    @classmethod
+    def _make_a_list(cls, given: Any) -> Any:
+        return [given] if isinstance(given, str) else given
+
+
+R = TypeVar("R", bound=BaseModel)
+
+
 def parse(body: bytes) -> ChatRequest:
+    """Read a chat request's body; as `parse_as`."""
+    return parse_as(ChatRequest, body)
+
+
+def parse_as(form: type[R], body: bytes) -> R:
     """Read a request's body.
 
     Raises:
@@ -102,7 +131,7 @@ def parse(body: bytes) -> ChatRequest:
     if not isinstance(raw, dict):
         raise Refusal(400, "the body must be a JSON object")
     try:
-        return ChatRequest.model_validate({key: value for key, value in raw.items() if value is not None})
+        return form.model_validate({key: value for key, value in raw.items() if value is not None})
     except ValidationError as error:
         first = error.errors(include_input=False, include_context=False)[0]
         param = ".".join(map(str, first["loc"]))

@@ -1,6 +1,7 @@
-"""Serve one model: OpenAI's chat completions and SageMaker's /ping and /invocations, from the registry's own files.
+"""Serve one model: OpenAI's routes and SageMaker's /ping and /invocations, from the registry's own files.
 
     POST /v1/chat/completions    also as server-sent events with "stream": true
+    POST /v1/embeddings          in its place, where the folder is an encoder (`embedding.json`)
     POST /invocations            the same body and answer
     GET  /v1/models, GET /ping
 
@@ -37,12 +38,12 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from assay.components.contracts.artifacts import read_manifest
-from assay.components.contracts.errors import AssayError, RegistryError, RunError
+from assay.components.contracts.errors import AssayError, ModelError, RegistryError, RunError
 from assay.components.runtime.context import cpus
 from assay.components.shared import registry
 from assay.components.shared.ledger import NAME
 
-from .protocol import ChatRequest, Refusal, events, parse, read_body
+from .protocol import ChatRequest, EmbeddingRequest, Refusal, events, parse, parse_as, read_body
 
 TOKEN_VARIABLE = "ASSAY_SERVE_TOKEN"
 MAX_CONNECTIONS = 128
@@ -62,6 +63,8 @@ class Service:
     generator: Any
     context: int
     """Tokens of prompt and answer together."""
+    encoder: Any = None
+    """In place of the generator, where the model is an encoder."""
     token: str | None = None
     hosts: frozenset[str] | None = None
     """Host names a request may give; None means any. Keeps a web page from reaching a loopback server by DNS tricks."""
@@ -70,13 +73,14 @@ class Service:
 
     def application(self) -> Starlette:
         """Return the routes."""
-        chat = self._guarded(self.chat)
+        answer = self._guarded(self.embeddings if self.encoder else self.chat)
+        path = "/v1/embeddings" if self.encoder else "/v1/chat/completions"
         return Starlette(
             routes=[
                 Route("/ping", self.ping, methods=["GET"]),
                 Route("/v1/models", self._guarded(self.models), methods=["GET"]),
-                Route("/v1/chat/completions", chat, methods=["POST"]),
-                Route("/invocations", chat, methods=["POST"]),
+                Route(path, answer, methods=["POST"]),
+                Route("/invocations", answer, methods=["POST"]),
             ],
             exception_handlers={Refusal: _refuse, HTTPException: _refuse_http},
         )
@@ -93,14 +97,41 @@ class Service:
     async def chat(self, request: Request) -> Response:
         """Answer a conversation."""
         asked = parse(await read_body(request))
-        if asked.model not in ("", self.name):
-            raise Refusal(404, f"there is no model {asked.model!r}; this is {self.name!r}", code="model_not_found")
+        self._check_name(asked.model)
         prompt, answer = await self._answer(asked)
         completion = self._completion(asked, prompt, answer)
         if asked.stream:
             stream = events(completion, asked.stream_options.include_usage)
             return StreamingResponse(stream, media_type="text/event-stream")
         return JSONResponse(completion)
+
+    async def embeddings(self, request: Request) -> Response:
+        """Answer with the vectors of some texts."""
+        asked = parse_as(EmbeddingRequest, await read_body(request))
+        self._check_name(asked.model)
+        prefix = self.encoder.encoding.query_prefix if asked.input_type == "query" else ""
+        try:
+            ids = [self.encoder.tokens(prefix + text) for text in asked.input]
+        except ModelError as error:
+            raise Refusal(400, error.what, code="context_length_exceeded", param="input") from None
+        async with self.lock:
+            vectors = await run_in_threadpool(self.encoder.encode, ids)
+        used = sum(map(len, ids))
+        return JSONResponse(
+            {
+                "object": "list",
+                "data": [
+                    {"object": "embedding", "index": index, "embedding": vector.tolist()}
+                    for index, vector in enumerate(vectors)
+                ],
+                "model": self.name,
+                "usage": {"prompt_tokens": used, "total_tokens": used},
+            }
+        )
+
+    def _check_name(self, model: str) -> None:
+        if model not in ("", self.name):
+            raise Refusal(404, f"there is no model {model!r}; this is {self.name!r}", code="model_not_found")
 
     async def _answer(self, asked: ChatRequest) -> tuple[list[int], Any]:
         from assay.components.shared.chat import prompt_ids
@@ -216,10 +247,22 @@ def load(model: str | Path, *, name: str = "", token: str | None = None) -> Serv
     """
     folder, called, content = _find(model)
 
+    from assay.components.shared.embed import load_encoder
     from assay.components.shared.generate import open_generator
-    from assay.components.shared.models import load_model, load_tokenizer
+    from assay.components.shared.models import is_encoder, load_model, load_tokenizer
 
     set_threads()
+    if is_encoder(folder):
+        encoder = load_encoder(folder)
+        return Service(
+            name=name or called,
+            content=content,
+            tokenizer=encoder.tokenizer,
+            generator=None,
+            context=0,
+            encoder=encoder,
+            token=token,
+        )
     loaded, tokenizer = load_model(folder), load_tokenizer(folder)
     context = int(getattr(loaded.config, "max_position_embeddings", 0) or 2048)
     return Service(

@@ -44,7 +44,7 @@ def evaluate(
     from ..contracts.artifacts import read_manifest, seal
     from ..contracts.recipe import EvaluateSettings
     from ..contracts.rows import Example, Result, read_rows, write_rows
-    from ..shared.measure import first_rows
+    from ..shared.measure import FEW_SHOT, by_arm, choose_shots, first_rows, summarise_arms
     from ..shared.summary import write_summary
     from ..shared.tasks.task import get_task
     from . import evaluate as work
@@ -58,10 +58,10 @@ def evaluate(
     models = {arm: artifacts[arm].path for arm, manifest in manifests.items() if manifest.kind == "model"}
     parents = {"data": read_manifest(data.path, "splits"), **manifests}
     examples = first_rows(read_rows(Path(data.path) / "test.parquet", Example), wanted.max_rows)
-    shots = work.choose_shots(read_rows(Path(data.path) / "sft.parquet", Example), wanted.few_shot)
+    shots = choose_shots(read_rows(Path(data.path) / "sft.parquet", Example), wanted.few_shot)
     rows = work.measure_arms(models, chosen, examples, shots, wanted)
     count = write_rows(Path(results.path) / "results.parquet", rows, Result)
-    arms = {arm: manifests["baseline" if arm == work.FEW_SHOT else arm].content for arm in work.by_arm(rows)}
+    arms = {arm: manifests["baseline" if arm == FEW_SHOT else arm].content for arm in by_arm(rows)}
     seal(results.path, "results", parents=parents, counts={"results": count}, metadata={"arms": arms})
-    told = work.summarise(rows, chosen.metrics, wanted.confidence)
+    told = summarise_arms("evaluate", rows, chosen.metrics, wanted.confidence)
     write_summary(summary, told, seconds=time.monotonic() - start, parents=parents)

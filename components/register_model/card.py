@@ -29,18 +29,18 @@ def model_card(recipe: Recipe, decision: Mapping[str, Any], counts: Mapping[str,
 
 
 def _front_matter(recipe: Recipe) -> str:
+    pipeline = "feature-extraction" if recipe.graph == "retrieval" else "text-generation"
     return (
-        "---\nlibrary_name: transformers\npipeline_tag: text-generation\n"
+        f"---\nlibrary_name: transformers\npipeline_tag: {pipeline}\n"
         f"tags: [assay, {recipe.task}]\nbase_model_reference: {recipe.base_model!r}\n---\n\n"
     )
 
 
 def _use(recipe: Recipe) -> str:
-    return (
-        "## Intended use\n\n"
-        f"The task `{recipe.task}`, with the prompts that the task writes and greedy decoding: this is what was "
-        "measured. Any other use was not."
-    )
+    how = "with the prompts that the task writes and greedy decoding"
+    if recipe.graph == "retrieval":
+        how = "as an encoder in the way that `embedding.json` says, by `assay serve`; it answers nothing itself"
+    return f"## Intended use\n\nThe task `{recipe.task}`, {how}: this is what was measured. Any other use was not."
 
 
 def _training(recipe: Recipe) -> str:

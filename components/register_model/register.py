@@ -1,8 +1,8 @@
 """Put a model that passed the gate into the registry: bytes, ledger entry, MLflow version.
 
 MLflow gets a logged model without a flavour: the plain folder that transformers, vLLM and SageMaker read, with a model
-card and an `MLmodel` file that carries the chat signature. (`mlflow.transformers` pickles nothing either, but it loads
-the model to infer requirements and, with adapters, writes another model than the one that was measured.)
+card and an `MLmodel` file that carries the signature, of chat or of an encoder. (`mlflow.transformers` pickles nothing
+either, but it loads the model to infer requirements and, with adapters, writes another model than was measured.)
 """
 
 import json
@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlparse
 from assay.components.contracts.artifacts import Manifest, digest_of, link_tree, read_manifest, write_atomically
 from assay.components.contracts.recipe import Recipe
 from assay.components.shared import registry, tracking
+from assay.components.shared.models import is_encoder
 
 from .card import model_card
 
@@ -147,7 +148,11 @@ def _logged_model(client: Any, experiment: str, run: str, name: str, evidence: E
     from mlflow.entities import LoggedModelOutput
 
     model = client.create_logged_model(
-        experiment, name=name, source_run_id=run, tags=evidence.tags(), model_type="chat"
+        experiment,
+        name=name,
+        source_run_id=run,
+        tags=evidence.tags(),
+        model_type="embeddings" if is_encoder(evidence.folder) else "chat",
     )
     _log_numbers(client, run, model.model_id, evidence)
     _log_files(client, model, evidence, kept)
@@ -197,15 +202,14 @@ def _local_folder(location: str) -> Path | None:
 
 
 def _describe(folder: Path, model: Any, evidence: Evidence) -> None:
-    """Write the model card, the decision, and an `MLmodel` file with the chat signature and no flavour."""
-    from mlflow.models import Model, ModelSignature
-    from mlflow.types.llm import CHAT_MODEL_INPUT_SCHEMA, CHAT_MODEL_OUTPUT_SCHEMA
+    """Write the model card, the decision, and an `MLmodel` file with the signature and no flavour."""
+    from mlflow.models import Model
 
     described = Model(
         model_id=model.model_id,
         run_id=model.source_run_id,
         artifact_path=model.artifact_location,
-        signature=ModelSignature(CHAT_MODEL_INPUT_SCHEMA, CHAT_MODEL_OUTPUT_SCHEMA),
+        signature=_signature(is_encoder(evidence.folder)),
         metadata=evidence.tags(),
     )
     card = model_card(evidence.recipe, evidence.decision, evidence.data.counts, evidence.tags())
@@ -213,3 +217,13 @@ def _describe(folder: Path, model: Any, evidence: Evidence) -> None:
     files = {"MLmodel": described.to_yaml(), "README.md": card, registry.DECISION: decision + "\n"}
     for name, text in files.items():
         write_atomically(folder / name, text)  # never into a linked file
+
+
+def _signature(embeds: bool) -> Any:
+    """Return what the served model takes and gives: a conversation and its answer, or texts and their vectors."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import llm
+
+    if embeds:
+        return ModelSignature(llm.EMBEDDING_MODEL_INPUT_SCHEMA, llm.EMBEDDING_MODEL_OUTPUT_SCHEMA)
+    return ModelSignature(llm.CHAT_MODEL_INPUT_SCHEMA, llm.CHAT_MODEL_OUTPUT_SCHEMA)

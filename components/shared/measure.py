@@ -1,10 +1,10 @@
-"""One model on one set of examples: ask, verify, tabulate. What evaluation and selection have in common."""
+"""Arms on one set of examples: ask, verify, tabulate. What the steps that measure have in common."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from ..contracts.errors import RecipeError
-from ..contracts.metrics import Metric
+from ..contracts.errors import DataError, RecipeError
+from ..contracts.metrics import Metric, Summary
 from ..contracts.recipe import EvaluateSettings
 from ..contracts.rows import Example, Message, Result
 from .calibration import BRIER, ECE, calibration_error, confidence_scores
@@ -14,6 +14,9 @@ from .models import load_tokenizer
 from .statistics import summarise
 from .tasks.task import Task
 
+BASELINE, FEW_SHOT = "baseline", "few_shot"
+SHOWN = ("candidate", "champion", BASELINE, FEW_SHOT, "lexical")
+"""Arms that a headline names."""
 Table = dict[str, dict[str, float | int]]
 """By metric name: mean, low, high and n."""
 
@@ -113,3 +116,66 @@ def find_metric(metrics: Sequence[Metric], name: str, where: str) -> Metric:
     if name not in by_name:
         raise RecipeError(f"the task has no metric {name!r}", where=where, fix=f"choose one of {list(by_name)}")
     return by_name[name]
+
+
+def choose_shots(examples: Sequence[Example], count: int) -> list[Example]:
+    """Return the first examples by id (a hash), no two of one group.
+
+    Raises:
+        DataError: There are not that many groups.
+    """
+    by_group: dict[str, Example] = {}
+    for example in sorted(examples, key=lambda example: example.id):
+        by_group.setdefault(example.group, example)
+    if len(by_group) < count:
+        raise DataError(
+            f"the few-shot arm wants {count} worked examples, and the sft split has {len(by_group)} groups",
+            where="sft.parquet",
+            fix="lower evaluate.few_shot, or give more rows",
+        )
+    return list(by_group.values())[:count]
+
+
+def by_arm(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """Return the results of each arm, in the order in which arms and examples stand."""
+    arms: dict[str, list[Result]] = {}
+    for result in results:
+        arms.setdefault(result.arm, []).append(result)
+    return arms
+
+
+def summarise_arms(step: str, results: Sequence[Result], metrics: Sequence[Metric], confidence: float) -> Summary:
+    """Return the tables of the report: arm by metric, and the same for every slice.
+
+    Args:
+        step: Whose summary it is.
+        results: Of all arms.
+        metrics: The task's, the primary one first.
+        confidence: Of the intervals.
+    """
+    arms = {arm: tabulate(rows, metrics, confidence) for arm, rows in by_arm(results).items()}
+    names = sorted({label for result in results for label in result.slices})
+    slices: dict[str, dict[str, Table]] = {
+        name: {
+            arm: tabulate([row for row in rows if name in row.slices], metrics, confidence)
+            for arm, rows in by_arm(results).items()
+        }
+        for name in names
+    }
+    scalars = {f"{arm}_{metric}": float(cell["mean"]) for arm, table in arms.items() for metric, cell in table.items()}
+    return Summary(
+        step=step,
+        headline=_headline(arms, metrics[0].name),
+        metrics=scalars,
+        details={"arms": arms, "slices": slices, "metrics": [metric.model_dump(mode="json") for metric in metrics]},
+    )
+
+
+def _headline(arms: Mapping[str, Table], metric: str) -> str:
+    shown = [
+        f"{arm} {arms[arm][metric]['mean']:.3f} [{arms[arm][metric]['low']:.3f}, {arms[arm][metric]['high']:.3f}]"
+        for arm in SHOWN
+        if arm in arms and metric in arms[arm]
+    ]
+    n = max((table[metric]["n"] for table in arms.values() if metric in table), default=0)
+    return f"{metric} on {n} held-out examples: {', '.join(shown)}"

@@ -49,7 +49,7 @@ class Deployment(BaseModel):
     prompts: int
     """Held-out prompts that the served model answered exactly as the trained one did."""
     tokens: int
-    """Generated tokens that were compared."""
+    """Generated tokens that were compared; of an encoder, tokens of the texts whose vectors were."""
     command: str
     """Serves whichever version is champion."""
 

@@ -30,6 +30,7 @@ def write_report(
     select_preference: Optional[Input[Metrics]] = None,
     select_rl: Optional[Input[Metrics]] = None,
     select_classifier: Optional[Input[Metrics]] = None,
+    embedding: Optional[Input[Metrics]] = None,
 ) -> None:
     """Tell one run on one page: the decision first, then its evidence.
 
@@ -55,6 +56,7 @@ def write_report(
         select_preference: As `select_sft`.
         select_rl: As `select_sft`.
         select_classifier: As `select_sft`.
+        embedding: Summary of that training step.
     """
     from pathlib import Path
 
@@ -76,6 +78,7 @@ def write_report(
         "select_rl": select_rl,
         "classifier": classifier,
         "select_classifier": select_classifier,
+        "embedding": embedding,
         "evaluation": evaluation,
         "judging": judging,
     }

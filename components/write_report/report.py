@@ -289,6 +289,8 @@ def stages(run: Run) -> list[dict[str, Any]]:
             row |= {"state": "pass" if kept else "fail", "verdict": "Kept" if kept else "Left out"}
             row["reason"] = str(chosen.get("reason") or "")
             row |= _measured(chosen, by_name.get(str(chosen.get("metric")), run.metrics[0]))
+        elif stage in run.summaries and len(run.recipe.stages) == 1:
+            row |= {"state": "pass", "verdict": "The candidate", "reason": "There is no other stage; the gate decides."}
         elif stage in run.summaries:
             row |= {"state": "open", "verdict": "Trained, not compared"}
         rows.append(row)

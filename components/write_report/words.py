@@ -5,8 +5,8 @@ from typing import Any
 
 from ..contracts.metrics import Metric
 
-BEFORE = {"baseline": "Base model", "few_shot": "Few-shot"}
-AFTER = {"candidate": "Candidate", "champion": "Champion"}
+BEFORE = {"lexical": "Keyword search", "baseline": "Base model", "few_shot": "Few-shot"}
+AFTER = {"candidate": "Candidate", "champion": "Champion", "gold": "Right passage"}
 """Arm to its title; the recipe's stages stand between them."""
 NOTHING = "–"
 

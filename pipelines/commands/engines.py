@@ -97,7 +97,7 @@ def schedule(
 
 
 def _compile_here(recipe: Recipe, path: Path, data: str, deploy: Path | None) -> Path:
-    from ..post_training import compile_recipe
+    from ..graphs import compile_recipe
 
     if deploy:
         raise RecipeError("the local engine has no deploy profile", where=str(deploy), fix="leave --deploy out")

@@ -122,7 +122,7 @@ def finish_there(outcome: Outcome, name: str, as_json: bool) -> None:
 
 def _run_here(recipe: Recipe, data: str, profile: str, from_step: str, cache: bool, as_json: bool, home: Path) -> None:
     from ..engines.local import engine, session
-    from ..post_training import compile_recipe
+    from ..graphs import compile_recipe
 
     if data and not Path(data).exists():
         raise RecipeError("there is no such file or folder", where=data, fix="check the path given by --data")

@@ -83,7 +83,7 @@ def _launch_here(job: Job, trigger: str, on_event: Watch) -> Outcome:
 
 
 def _compile(job: Job, root: Path) -> Path:
-    from ..post_training import compile_recipe
+    from ..graphs import compile_recipe
 
     return compile_recipe(job.recipe, root / "pipelines" / f"{job.recipe.name}.yaml", job.data)
 

@@ -12,10 +12,10 @@ from assay.components.contracts.artifacts import read_manifest, seal
 from assay.components.contracts.errors import DataError, RecipeError
 from assay.components.contracts.recipe import EvaluateSettings
 from assay.components.contracts.rows import Example, Message, Result, read_rows, write_rows
-from assay.components.evaluate import evaluate as work
 from assay.components.evaluate.component import evaluate
+from assay.components.evaluate.evaluate import measure_arms
 from assay.components.shared import generate
-from assay.components.shared.measure import find_metric, first_rows, tabulate
+from assay.components.shared.measure import by_arm, choose_shots, find_metric, first_rows, tabulate
 from assay.components.shared.models import load_model, save_model
 from assay.components.shared.summary import read_summary
 from assay.components.shared.tasks.task import get_task
@@ -87,7 +87,7 @@ def test_all_arms_answer_all_examples(
     monkeypatch.setenv("ASSAY_HOME", str(tmp_path / "home"))
     run(tmp_path / "run", data, tiny_model, other_model, tiny_model, sft=other_model)
     rows = read_rows(tmp_path / "run" / "results" / "results.parquet", Result)
-    arms = work.by_arm(rows)
+    arms = by_arm(rows)
     assert list(arms) == ["baseline", "few_shot", "sft", "candidate", "champion"]
     assert [row.example_id for row in arms["baseline"]] == sorted(example.id for example in examples(10))
     assert all([row.example_id for row in arms["baseline"]] == [row.example_id for row in arm] for arm in arms.values())
@@ -161,17 +161,17 @@ def test_the_summary_has_arms_slices_and_metrics(
 def test_few_shot_examples_come_from_different_groups() -> None:
     rows = examples(6)
     twins = [row.model_copy(update={"id": f"0{row.id[1:]}", "group": rows[0].group}) for row in rows[:3]]
-    shots = work.choose_shots([*twins, *rows[3:]], 3)
+    shots = choose_shots([*twins, *rows[3:]], 3)
     assert len({shot.group for shot in shots}) == 3
-    assert shots == work.choose_shots([*rows[3:], *twins], 3)
-    assert work.choose_shots([], 0) == []
+    assert shots == choose_shots([*rows[3:], *twins], 3)
+    assert choose_shots([], 0) == []
     with pytest.raises(DataError, match="wants 5 worked examples"):
-        work.choose_shots(twins, 5)
+        choose_shots(twins, 5)
 
 
 def test_no_held_out_example_is_the_inputs_fault(tiny_model: Path) -> None:
     with pytest.raises(DataError, match="the test split is empty"):
-        work.measure_arms({"baseline": tiny_model}, TASK, [], [], SETTINGS)
+        measure_arms({"baseline": tiny_model}, TASK, [], [], SETTINGS)
 
 
 def test_rows_are_taken_by_id() -> None:

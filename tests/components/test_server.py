@@ -305,3 +305,83 @@ def test_sigterm_ends_it(tiny_model: Path) -> None:
     child.send_signal(signal.SIGTERM)
     assert child.wait(timeout=60) in (0, -signal.SIGTERM)
     child.stdout.close()
+
+
+# --- an encoder -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def encoder_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from assay.components.contracts.artifacts import link_tree, seal
+    from assay.components.shared.embed import Encoding, write_encoding
+
+    folder = tmp_path_factory.mktemp("encoder") / "model"
+    link_tree(tiny_model, folder)
+    write_encoding(folder, Encoding(pooling="mean", query_prefix="Q: ", lowercase=True, layers=1, dimensions=64))
+    seal(folder, "model")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def encoder(encoder_model: Path) -> Iterator[httpx.Client]:
+    with running_server(encoder_model) as url, httpx.Client(base_url=url, timeout=120, trust_env=False) as client:
+        yield client
+
+
+def test_served_vectors_are_the_encoders(encoder: httpx.Client, encoder_model: Path, monkeypatch, tmp_path) -> None:
+    import numpy as np
+
+    from assay.components.shared.embed import embed
+
+    monkeypatch.setenv("ASSAY_HOME", str(tmp_path))
+    texts = ["How warm may it get?", "Store it below 25 °C, and dry."]
+    answer = encoder.post("/v1/embeddings", json={"input": texts, "encoding_format": "float"}).json()
+    assert answer["object"] == "list"
+    assert [(one["object"], one["index"]) for one in answer["data"]] == [("embedding", 0), ("embedding", 1)]
+    served = np.array([one["embedding"] for one in answer["data"]])
+    np.testing.assert_allclose(served, embed(encoder_model, texts), atol=2e-6)
+    assert answer["usage"]["prompt_tokens"] == answer["usage"]["total_tokens"] > len(texts)
+    one = encoder.post("/invocations", json={"input": texts[0]}).json()["data"]
+    np.testing.assert_allclose(one[0]["embedding"], served[0], atol=2e-6)
+    query = encoder.post("/v1/embeddings", json={"input": texts[0], "input_type": "query"}).json()["data"]
+    np.testing.assert_allclose(query[0]["embedding"], embed(encoder_model, ["Q: " + texts[0]])[0], atol=2e-6)
+    assert not np.allclose(query[0]["embedding"], served[0], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param"),
+    [
+        ({"input": []}, 400, "input"),
+        ({"input": ["fine", ""]}, 400, "input.1"),
+        ({"input": "x", "encoding_format": "base64"}, 400, "encoding_format"),
+        ({"input": "x", "dimensions": 8}, 400, "dimensions"),
+        ({"input": "x " * 5000}, 400, "input"),
+        ({"input": "x", "model": "other"}, 404, None),
+    ],
+)
+def test_an_encoder_refuses_what_it_cannot_do(encoder: httpx.Client, body, status, param) -> None:
+    response = encoder.post("/v1/embeddings", json=body)
+    assert response.status_code == status
+    assert error_of(response)["param"] == param
+
+
+def test_an_encoder_does_not_chat_and_a_chat_model_does_not_embed(encoder: httpx.Client, client: httpx.Client) -> None:
+    assert encoder.post("/v1/chat/completions", json=ASK).status_code == 404
+    assert client.post("/v1/embeddings", json={"input": "x"}).status_code == 404
+
+
+def test_the_parity_check_of_an_encoder_compares_its_vectors(encoder_model: Path, tmp_path: Path) -> None:
+    from assay.components.contracts.artifacts import link_tree, seal
+    from assay.components.contracts.rows import Example
+    from assay.components.deploy_model.parity import compare_vectors
+    from assay.components.shared.embed import read_encoding, write_encoding
+
+    prompt = [Message(role="system", content="Keep it cold."), Message(role="user", content="how cold?")]
+    examples = [Example(id="a", group="g", prompt=prompt, reference="cold")]
+    assert compare_vectors(encoder_model, encoder_model, examples) > 4
+    link_tree(encoder_model, tmp_path / "other")
+    (tmp_path / "other" / "embedding.json").unlink()
+    write_encoding(tmp_path / "other", read_encoding(encoder_model).model_copy(update={"pooling": "last"}))
+    seal(tmp_path / "other", "model")
+    with pytest.raises(RegistryError, match="another vector for the query than the trained one"):
+        compare_vectors(encoder_model, tmp_path / "other", examples)

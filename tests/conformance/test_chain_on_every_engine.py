@@ -25,8 +25,8 @@ from assay.pipelines.engines.sagemaker.emulation.aws import client, provide
 from assay.pipelines.engines.sagemaker.emulation.jobs import Fault
 from assay.pipelines.engines.sagemaker.translate import translate
 from assay.pipelines.engines.sagemaker.validate import check
+from assay.pipelines.graphs import compile_recipe
 from assay.pipelines.ir import model
-from assay.pipelines.post_training import compile_recipe
 from fixtures import aws, clouds, equality, kfp_launcher
 from fixtures.tiny_chain import make_learner, write_recipe, write_rows
 

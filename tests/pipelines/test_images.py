@@ -21,7 +21,7 @@ from pathlib import Path
 from assay.components.contracts.recipe import Recipe
 from assay.pipelines.images.build import use_images_file
 use_images_file(Path(sys.argv[1]))
-from assay.pipelines.post_training import compile_recipe
+from assay.pipelines.graphs import compile_recipe
 compile_recipe(Recipe.load(sys.argv[2]), Path(sys.argv[3]))
 """
 

@@ -12,8 +12,8 @@ from clouds import compiled
 
 from assay.components.contracts.recipe import Recipe
 from assay.pipelines import cli
+from assay.pipelines.graphs import compile_recipe
 from assay.pipelines.ir import caching, model, portability
-from assay.pipelines.post_training import compile_recipe
 
 TARGETS = ("local", "kubeflow", "sagemaker")
 

@@ -137,7 +137,7 @@ def test_a_recipes_accelerators_and_retries_can_be_taken_away(tmp_path):
 
 
 def test_without_a_profile_the_pipeline_says_what_the_recipe_says(tmp_path):
-    from assay.pipelines.post_training import compile_recipe
+    from assay.pipelines.graphs import compile_recipe
 
     ours = engine.compile_recipe(FLAGSHIP, tmp_path / "ours.yaml", "", None)
     theirs = compile_recipe(FLAGSHIP, tmp_path / "theirs.yaml")

@@ -11,14 +11,14 @@ import yaml
 from assay.components.contracts.recipe import Recipe
 from assay.pipelines import cli
 from assay.pipelines.engines.local import engine
-from assay.pipelines.post_training import compile_recipe
+from assay.pipelines.graphs import compile_recipe
 
 FLAGSHIP = cli.RECIPES / "medication-directions.yaml"
 COMPILE = """
 import sys
 from pathlib import Path
 from assay.components.contracts.recipe import Recipe
-from assay.pipelines.post_training import compile_recipe
+from assay.pipelines.graphs import compile_recipe
 compile_recipe(Recipe.load(sys.argv[1]), Path(sys.argv[2]))
 print(*sorted({"torch", "mlflow", "great_expectations", "transformers", "trl"} & sys.modules.keys()))
 """

@@ -7,7 +7,7 @@ from typing import Any
 
 from assay.components.contracts.errors import RecipeError
 from assay.components.contracts.recipe import Recipe
-from assay.pipelines import post_training
+from assay.pipelines import graphs
 from assay.pipelines.engines.local import engine as local
 from assay.pipelines.engines.local.events import Event
 from assay.pipelines.engines.outcome import Outcome
@@ -51,7 +51,7 @@ def lint(recipe: Recipe, data: str, deploy: Path | None) -> list[Finding]:
     """
     profile = Profile.load(deploy)
     with tempfile.TemporaryDirectory() as folder:
-        path = post_training.compile_recipe(recipe, Path(folder) / "pipeline.yaml", data)
+        path = graphs.compile_recipe(recipe, Path(folder) / "pipeline.yaml", data)
         return check(path, recipe, data, profile)
 
 
@@ -108,7 +108,7 @@ def schedule(recipe: Recipe, cron: str, data: str, deploy: Path | None) -> str:
 
 
 def _compile(recipe: Recipe, path: Path, data: str, profile: Profile) -> Path:
-    post_training.compile_recipe(recipe, path, data)
+    graphs.compile_recipe(recipe, path, data)
     compilation.place(path, profile)
     return path
 

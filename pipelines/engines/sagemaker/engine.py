@@ -111,10 +111,10 @@ def schedule(recipe: Recipe, cron: str, data: str, deploy: Path | None) -> str:
 
 
 def _pipeline(recipe: Recipe, data: str) -> Pipeline:
-    from assay.pipelines import post_training
+    from assay.pipelines import graphs
 
     with tempfile.TemporaryDirectory(prefix="assay-compile-") as folder:
-        return model.load(post_training.compile_recipe(recipe, Path(folder) / "pipeline.yaml", data))
+        return model.load(graphs.compile_recipe(recipe, Path(folder) / "pipeline.yaml", data))
 
 
 def profile_of(deploy: Path | None) -> Deploy:

@@ -7,8 +7,10 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
+import assay.components
 from assay.components.contracts.errors import RecipeError
 from assay.pipelines.ir.model import Pipeline
 from assay.pipelines.ir.portability import Finding
@@ -68,7 +70,9 @@ def translate(pipeline: Pipeline, deploy: Deploy) -> Translation:
     """
     nodes = flatten(pipeline, for_each=deploy.features.for_each)
     jobs = {leaf.path: _job(leaf, deploy) for leaf in _all_leaves(nodes)}
-    unmatched = [pattern for pattern in deploy.tasks if not any(pattern in deploy.patterns(path) for path in jobs)]
+    # One profile serves recipes of every graph, so it may name a step that this one does not have.
+    names = [*jobs, *_steps()]
+    unmatched = [pattern for pattern in deploy.tasks if not any(pattern in deploy.patterns(path) for path in names)]
     if unmatched:
         raise RecipeError(
             f"no task of {pipeline.pipeline_info.name} is called {', '.join(unmatched)}",
@@ -105,6 +109,12 @@ def _turned(leaf: Leaf, job: Job) -> bool:
     """Return whether a task would be a Training job if it handed on no parameters."""
     trains = fnmatchcase(leaf.path.rpartition("/")[2], TRAINS) or leaf.container.resources.accelerator is not None
     return trains and job.kind == "processing"
+
+
+def _steps() -> list[str]:
+    """Return the names that Assay's own steps have in a graph."""
+    found = (path for room in assay.components.__path__ for path in Path(room).glob("*/component.py"))
+    return [path.parent.name.replace("_", "-") for path in found]
 
 
 def _all_leaves(nodes: Iterable[Node]) -> Iterable[Leaf]:

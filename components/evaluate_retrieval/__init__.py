@@ -1,0 +1,1 @@
+"""Retrieval arms on the same held-out questions, question by question."""

@@ -1,0 +1,1 @@
+"""Contrastive fine-tuning of a language model as an encoder for retrieval."""
