@@ -8,6 +8,8 @@
         │                                        │
         └──────────── train_sft ◄────────────────┘
                           │ select_model             a stage that does not help is not built upon
+              import_model (the teacher) → train_distill
+                          │ select_model
             sample_candidates → build_preferences → train_preference
                           │ select_model
                       train_rl
@@ -42,6 +44,7 @@ from assay.components.prepare_data.component import prepare_data
 from assay.components.register_model.component import register_model
 from assay.components.sample_candidates.component import sample_candidates
 from assay.components.select_model.component import select_model
+from assay.components.train_distill.component import train_distill
 from assay.components.train_preference.component import train_preference
 from assay.components.train_rl.component import train_rl
 from assay.components.train_sft.component import train_sft
@@ -109,6 +112,11 @@ class Stages:
         recipe = self.recipe
         if recipe.sft:
             self._stage("sft", train_sft(**self._given(recipe.sft), base=self.best, data=self.data))
+        if recipe.distill:
+            teacher = import_model(reference=recipe.distill.teacher)
+            place(teacher.set_display_name("Import teacher"), recipe, "light")
+            given = {**self._given(recipe.distill), "teacher": teacher.outputs["model"]}
+            self._stage("distill", train_distill(**given, base=self.best, data=self.data))
         if recipe.preference:
             self._stage("preference", self._train_preference(recipe.preference))
         if recipe.rl:

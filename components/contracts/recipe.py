@@ -88,6 +88,43 @@ class SFTSettings(TrainSettings):
     """Several examples in one sequence (needs flash attention to stay exact; GPU profile)."""
 
 
+class DistillSettings(TrainSettings):
+    """A teacher model's answers, or its next-token distributions, are what the best model so far learns."""
+
+    title: ClassVar[str] = "Distillation"
+
+    teacher: str = Field(min_length=1)
+    """A model reference, as `base_model` is."""
+    kind: Literal["sequence", "logit"] = "sequence"
+    """`sequence`: cross-entropy on the teacher's answers (Kim and Rush 2016, arXiv:1606.07947). `logit`: a divergence
+    between both models' distributions on every answer token (Hinton et al. 2015, arXiv:1503.02531)."""
+    splits: list[Literal["sft", "preference", "rl"]] = Field(["sft"], min_length=1)
+    """Whose prompts are asked. The teacher answers, so they need no labels, unless `answers` or `only_right` do."""
+    answers: Literal["teacher", "reference"] = "teacher"
+    """Logit only: on whose answers the distributions are compared."""
+    samples: int = Field(1, ge=1)
+    """The teacher's answers per prompt."""
+    sample_temperature: float = Field(0.0, ge=0)
+    """0 takes the likeliest answer."""
+    max_new_tokens: int = Field(96, ge=1)
+    only_right: bool = False
+    """Drop the teacher's answers that the task's verifier does not give the full reward."""
+    divergence: Literal["forward", "reverse", "js"] = "forward"
+    """Logit only: KL(teacher‖student), KL(student‖teacher) or Jensen–Shannon, half and half."""
+    temperature: float = Field(1.0, gt=0)
+    """Logit only: both distributions are softened by it, and the divergence is multiplied by its square."""
+    weight: float = Field(0.5, ge=0, le=1)
+    """Logit only: of the divergence; the rest is the answer's cross-entropy."""
+
+    @model_validator(mode="after")
+    def _answers_can_be_had(self) -> Self:
+        if self.samples > 1 and not self.sample_temperature:
+            raise ValueError("several samples need a sample_temperature above 0: the likeliest answer is one")
+        if self.kind == "sequence" and self.answers == "reference":
+            raise ValueError("cross-entropy on reference answers is sft: take kind: logit, or answers: teacher")
+        return self
+
+
 class PreferenceSettings(TrainSettings):
     """Pairs, and a loss on them."""
 
@@ -386,7 +423,7 @@ class Resources(Section):
     retries: int = Field(0, ge=0)
 
 
-STAGES = ("sft", "preference", "rl")
+STAGES = ("sft", "distill", "preference", "rl")
 """Sections of a recipe that train a model each from the one before, in the order of the climb."""
 Kind = Literal["light", "train", "generate"]
 """Of step, by what it asks of the engine."""
@@ -405,6 +442,7 @@ class Recipe(Section):
     data: DataSettings = DataSettings()
     sft: SFTSettings | None = SFTSettings()
     """None (or false) leaves the stage out; so with each stage."""
+    distill: DistillSettings | None = None
     preference: PreferenceSettings | None = PreferenceSettings()
     rl: RLSettings | None = RLSettings()
     select: SelectSettings = SelectSettings()

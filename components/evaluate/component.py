@@ -18,6 +18,7 @@ def evaluate(
     results: Output[Dataset],
     summary: Output[Metrics],
     sft: Optional[Input[Model]] = None,
+    distill: Optional[Input[Model]] = None,
     preference: Optional[Input[Model]] = None,
     rl: Optional[Input[Model]] = None,
 ) -> None:
@@ -33,6 +34,7 @@ def evaluate(
         results: `Result` rows, one per arm and example.
         summary: Mean and interval by arm and metric, overall and by slice.
         sft: Output of that stage, if the recipe has it.
+        distill: As `sft`.
         preference: As `sft`.
         rl: As `sft`.
     """
@@ -49,7 +51,8 @@ def evaluate(
 
     start = time.monotonic()
     wanted, chosen = EvaluateSettings.model_validate(settings), get_task(task)
-    given = {"sft": sft, "preference": preference, "rl": rl, "candidate": candidate, "champion": champion}
+    stages = {"sft": sft, "distill": distill, "preference": preference, "rl": rl}
+    given = {**stages, "candidate": candidate, "champion": champion}
     artifacts = {"baseline": baseline} | {arm: model for arm, model in given.items() if model is not None}
     manifests = {arm: read_manifest(model.path, "model", "none") for arm, model in artifacts.items()}
     models = {arm: artifacts[arm].path for arm, manifest in manifests.items() if manifest.kind == "model"}

@@ -20,11 +20,13 @@ def write_report(
     data: Input[Dataset],
     report: Output[HTML],
     sft: Optional[Input[Metrics]] = None,
+    distill: Optional[Input[Metrics]] = None,
     candidates: Optional[Input[Metrics]] = None,
     pairs: Optional[Input[Metrics]] = None,
     preference: Optional[Input[Metrics]] = None,
     rl: Optional[Input[Metrics]] = None,
     select_sft: Optional[Input[Metrics]] = None,
+    select_distill: Optional[Input[Metrics]] = None,
     select_preference: Optional[Input[Metrics]] = None,
     select_rl: Optional[Input[Metrics]] = None,
 ) -> None:
@@ -42,11 +44,13 @@ def write_report(
         data: The splits; reads test.parquet for prompts and references.
         report: One HTML file that asks for no other.
         sft: Summary of that training step; as all below, None where the recipe has no such stage.
+        distill: Summary of that training step.
         candidates: Summary of `sample_candidates`.
         pairs: Summary of `build_preferences`.
         preference: Summary of that training step.
         rl: Summary of that training step.
         select_sft: Whether that stage's model replaced its input.
+        select_distill: As `select_sft`.
         select_preference: As `select_sft`.
         select_rl: As `select_sft`.
     """
@@ -61,6 +65,8 @@ def write_report(
         "splits": splits,
         "sft": sft,
         "select_sft": select_sft,
+        "distill": distill,
+        "select_distill": select_distill,
         "candidates": candidates,
         "pairs": pairs,
         "preference": preference,

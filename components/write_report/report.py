@@ -25,6 +25,7 @@ SERIES = {
     "token_accuracy": "Answer tokens foreseen",
     "accuracy": "Pairs ranked right",
     "margin": "Reward margin",
+    "divergence": "Distance to the teacher",
     "informative_groups": "Groups with a gradient",
 }
 """Numbers of a training curve that are worth a figure, by name."""
