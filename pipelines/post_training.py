@@ -6,6 +6,7 @@
         │                                        │
     prepare_data ── sft │ preference │ rl │ validation │ test
         │                                        │
+        │                        train_pretrain ── text of the domain
         └──────────── train_sft ◄────────────────┘
                           │ select_model             a stage that does not help is not built upon
               import_model (the teacher) → train_distill
@@ -31,7 +32,7 @@ from kfp import dsl
 from kfp.compiler import Compiler
 
 from assay.components.build_preferences.component import build_preferences
-from assay.components.contracts.recipe import Kind, PreferenceSettings, Recipe, TrainSettings
+from assay.components.contracts.recipe import Kind, PreferenceSettings, PretrainSettings, Recipe, TrainSettings
 from assay.components.deploy_model.component import deploy_model
 from assay.components.evaluate.component import evaluate
 from assay.components.find_champion.component import find_champion
@@ -46,6 +47,7 @@ from assay.components.sample_candidates.component import sample_candidates
 from assay.components.select_model.component import select_model
 from assay.components.train_distill.component import train_distill
 from assay.components.train_preference.component import train_preference
+from assay.components.train_pretrain.component import train_pretrain
 from assay.components.train_rl.component import train_rl
 from assay.components.train_sft.component import train_sft
 from assay.components.validate_data.component import validate_data
@@ -110,6 +112,8 @@ class Stages:
     def train(self) -> None:
         """Add the training stages, each starting from the best model so far."""
         recipe = self.recipe
+        if recipe.pretrain:
+            self._pretrain(recipe.pretrain)
         if recipe.sft:
             self._stage("sft", train_sft(**self._given(recipe.sft), base=self.best, data=self.data))
         if recipe.distill:
@@ -170,6 +174,19 @@ class Stages:
     def _given(self, settings: TrainSettings) -> dict[str, Any]:
         """Return what every training step is told."""
         return {"settings": settings.model_dump(mode="json"), "task": self.recipe.task, "seed": self.recipe.seed}
+
+    def _pretrain(self, pretrain: PretrainSettings) -> None:
+        """Let the model read the domain's text; the step itself decides whether its output goes on."""
+        given = {"corpus": pretrain.corpus} | ({"general": pretrain.general} if pretrain.general else {})
+        text = {
+            name: dsl.importer(artifact_uri=uri, artifact_class=dsl.Dataset).set_display_name(f"Import {name} text")
+            for name, uri in given.items()
+        }
+        read = {name: imported.output for name, imported in text.items()}
+        trained = train_pretrain(**self._given(pretrain), base=self.best, **read)
+        place(trained.set_display_name(f"Train: {pretrain.title}"), self.recipe, "train")
+        self.summaries |= {"pretrain": trained.outputs["summary"], "select_pretrain": trained.outputs["verdict"]}
+        self.stages["pretrain"] = self.best = trained.outputs["model"]
 
     def _train_preference(self, preference: PreferenceSettings) -> Any:
         recipe, given = self.recipe, self._given(preference)

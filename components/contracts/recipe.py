@@ -79,6 +79,38 @@ class TrainSettings(Section):
     """Optimizer steps between checkpoints."""
 
 
+class PretrainSettings(TrainSettings):
+    """Continued pre-training on a domain's text; the loss is on every token."""
+
+    title: ClassVar[str] = "Continued pre-training"
+
+    corpus: str = Field(min_length=1)
+    """URI of the text: a file or a folder of .jsonl or .parquet with `text`, or .txt with blank lines between
+    documents."""
+    general: str = ""
+    """URI of text of no domain, on which the model must not get worse; empty: what the base model itself writes."""
+    learning_rate: float = Field(1e-4, gt=0, lt=1)
+    max_tokens: int = Field(512, ge=16)
+    """Of a block; nothing is dropped for its length."""
+    holdout: float = Field(0.1, gt=0, lt=1)
+    """Share of the documents, by hash of the text, that are measured and not trained on."""
+    min_held_out: int = Field(8, ge=2)
+    """Fewer documents than this, of either kind, and the step stops: nothing could be decided."""
+    max_held_out: int = Field(128, ge=2)
+    """Documents that are measured, at most, of either kind; by hash order."""
+    general_tokens: int = Field(128, ge=2)
+    """Longest sample of the base model, where `general` is empty."""
+    max_general_rise: float = Field(1.10, ge=1)
+    """Perplexity on general text may rise by this factor; the interval's upper end counts."""
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+
+    @model_validator(mode="after")
+    def _enough_can_be_measured(self) -> Self:
+        if self.max_held_out < self.min_held_out:
+            raise ValueError("max_held_out must not be below min_held_out")
+        return self
+
+
 class SFTSettings(TrainSettings):
     """Supervised fine-tuning; the loss is on the assistant's tokens only."""
 
@@ -423,7 +455,7 @@ class Resources(Section):
     retries: int = Field(0, ge=0)
 
 
-STAGES = ("sft", "distill", "preference", "rl")
+STAGES = ("pretrain", "sft", "distill", "preference", "rl")
 """Sections of a recipe that train a model each from the one before, in the order of the climb."""
 Kind = Literal["light", "train", "generate"]
 """Of step, by what it asks of the engine."""
@@ -440,6 +472,7 @@ class Recipe(Section):
     """`package:NAME`, a hub name, a folder, `s3://bucket/prefix` or `models:/name@alias`."""
     seed: int = Field(0, ge=0)
     data: DataSettings = DataSettings()
+    pretrain: PretrainSettings | None = None
     sft: SFTSettings | None = SFTSettings()
     """None (or false) leaves the stage out; so with each stage."""
     distill: DistillSettings | None = None

@@ -119,7 +119,7 @@ class Result(Row):
     """One arm's answer to one held-out example, and what the verifier says of it."""
 
     arm: str
-    """`baseline`, `few_shot`, `sft`, `distill`, `preference`, `rl`, `candidate` or `champion`."""
+    """`baseline`, `few_shot`, `pretrain`, `sft`, `distill`, `preference`, `rl`, `candidate` or `champion`."""
     example_id: str
     group: str
     response: str

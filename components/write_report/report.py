@@ -278,7 +278,8 @@ def stages(run: Run) -> list[dict[str, Any]]:
             kept = chosen.get("chosen") == "challenger"
             row |= {"state": "pass" if kept else "fail", "verdict": "Kept" if kept else "Left out"}
             row["reason"] = str(chosen.get("reason") or "")
-            row |= _measured(chosen, by_name.get(str(chosen.get("metric")), run.metrics[0]))
+            metric = by_name.get(str(chosen.get("metric")))
+            row |= _measured(chosen, metric) if metric else {}  # a stage may go by something that is not of the task
         elif stage in run.summaries:
             row |= {"state": "open", "verdict": "Trained, not compared"}
         rows.append(row)
