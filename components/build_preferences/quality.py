@@ -7,7 +7,7 @@ from typing import Any
 
 from ..contracts.errors import DataError
 from ..contracts.metrics import Summary
-from ..contracts.recipe import PreferenceSettings
+from ..contracts.recipe import PairSettings
 from .pairs import Built
 
 BINS = 10
@@ -22,7 +22,7 @@ ADVICE = {
 """Reason of a drop to what would make it rarer."""
 
 
-def check_enough(built: Built, settings: PreferenceSettings) -> None:
+def check_enough(built: Built, settings: PairSettings) -> None:
     """Stop where there is nothing to learn from.
 
     Raises:

@@ -55,8 +55,9 @@ class DataSettings(Section):
 class TrainSettings(Section):
     """What all training steps share. Rates and sizes are per optimizer step."""
 
-    method: Literal["full", "lora"] = "full"
-    """Train all weights but the embeddings, or low-rank adapters that are merged at the end."""
+    method: Literal["full", "lora", "qlora"] = "full"
+    """Train all weights but the embeddings, or low-rank adapters (Hu et al. 2021, arXiv:2106.09685) that are merged at
+    the end, or such adapters on weights of 4 bits (Dettmers et al. 2023, arXiv:2305.14314; a GPU, and `assay[gpu]`)."""
     frozen_layers: int = Field(0, ge=0)
     """Lowest transformer layers that keep their weights when all others train: their backward pass is saved."""
     lora_rank: int = Field(16, ge=1)
@@ -66,7 +67,7 @@ class TrainSettings(Section):
     max_steps: int = Field(-1, ge=-1)
     """Optimizer steps; -1 means by epochs."""
     batch_size: int = Field(4, ge=1)
-    """Examples (pairs, prompts) per optimizer step."""
+    """Examples (pairs, prompts) per optimizer step, of all processes together."""
     max_tokens: int = Field(512, ge=16)
     """Prompt and answer together; a longer example is dropped and counted."""
     warmup_steps: int = Field(5, ge=0)
@@ -157,14 +158,9 @@ class DistillSettings(TrainSettings):
         return self
 
 
-class PreferenceSettings(TrainSettings):
-    """Pairs, and a loss on them."""
+class PairSettings(Section):
+    """How preference pairs are made: a model answers, the task's verifier scores, the better answer wins."""
 
-    loss: Literal["dpo", "ipo", "orpo", "kto", "rpo"] = "dpo"
-    """DPO (Rafailov et al. 2023, arXiv:2305.18290), IPO (Azar et al. 2023, arXiv:2310.12036), ORPO (Hong et al. 2024,
-    arXiv:2403.07691; no reference model), KTO (Ethayarajh et al. 2024, arXiv:2402.01306; a pair counts as two separate
-    opinions) or Relative Preference Optimization (Yin et al. 2024, arXiv:2402.10958; across the pairs of a batch)."""
-    learning_rate: float = Field(5e-5, gt=0, lt=1)
     prompts: int = Field(160, ge=1)
     """Prompts of the `preference` split to sample candidates for."""
     samples: int = Field(4, ge=2)
@@ -179,6 +175,18 @@ class PreferenceSettings(TrainSettings):
     """Drop a pair whose chosen answer is more than this many times as long as the rejected one (characters)."""
     max_pairs_per_prompt: int = Field(1, ge=1)
     max_pairs: int = Field(128, ge=1)
+    min_pairs: int = Field(16, ge=1)
+    """Fewer pairs than this and the step stops: there is nothing to learn from."""
+
+
+class PreferenceSettings(PairSettings, TrainSettings):
+    """Pairs, and a loss on them."""
+
+    loss: Literal["dpo", "ipo", "orpo", "kto", "rpo"] = "dpo"
+    """DPO (Rafailov et al. 2023, arXiv:2305.18290), IPO (Azar et al. 2023, arXiv:2310.12036), ORPO (Hong et al. 2024,
+    arXiv:2403.07691; no reference model), KTO (Ethayarajh et al. 2024, arXiv:2402.01306; a pair counts as two separate
+    opinions) or Relative Preference Optimization (Yin et al. 2024, arXiv:2402.10958; across the pairs of a batch)."""
+    learning_rate: float = Field(5e-5, gt=0, lt=1)
     beta: float = Field(0.1, gt=0)
     """Strength of the pull back to the reference model; IPO's τ; ORPO's weight of the odds ratio."""
     nll_weight: float = Field(1.0, ge=0)
@@ -187,8 +195,6 @@ class PreferenceSettings(TrainSettings):
     """RPO only: how fast the weight of another prompt's answers falls with the distance between the prompts."""
     holdout: float = Field(0.0, ge=0, lt=1)
     """Share of the prompt groups whose pairs are not trained on, but ranked before and after."""
-    min_pairs: int = Field(16, ge=1)
-    """Fewer pairs than this and the step stops: there is nothing to learn from."""
 
     @property
     def title(self) -> str:
@@ -302,11 +308,60 @@ Reward = Annotated[
 ]
 """One part of what RL maximises."""
 
+
+class RewardModelSettings(PairSettings, TrainSettings):
+    """A reward model from pairs (Ouyang et al. 2022, arXiv:2203.02155, eq. 1), for PPO.
+
+    The pairs are those of the `preference` section where the recipe has one, so that they are made once.
+    """
+
+    learning_rate: float = Field(5e-5, gt=0, lt=1)
+    max_pairs_per_prompt: int = Field(2, ge=1)
+    max_pairs: int = Field(256, ge=1)
+    holdout: float = Field(0.25, gt=0, lt=1)
+    """Share of the prompt groups whose pairs are not trained on, but ranked afterwards."""
+    margin_weight: float = Field(0.0, ge=0)
+    """Times a pair's margin, the least gap that the loss asks for (Touvron et al. 2023, arXiv:2307.09288, eq. 2)."""
+    center: float = Field(0.01, ge=0)
+    """Weight of the squared sum of a pair's rewards: keeps them around 0 (Eisenstein et al. 2023, arXiv:2312.09244)."""
+
+
+class PPOSettings(Section):
+    """What `algorithm: ppo` has beside the rest of `rl`."""
+
+    epochs: int = Field(2, ge=1)
+    """Passes over the samples of a step."""
+    minibatch_size: int = Field(32, ge=1)
+    """Samples per update; a step has `epochs` · samples / `minibatch_size` of them."""
+    value_learning_rate: float = Field(1e-3, gt=0, lt=1)
+    """Of the value head, which does not reach into the policy."""
+    gamma: float = Field(1.0, gt=0, le=1)
+    """Discount per token."""
+    gae_lambda: float = Field(0.95, ge=0, le=1)
+    """Between the value head's word (0) and the reward itself (1): Schulman et al. 2016, arXiv:1506.02438, eq. 16."""
+    value_clip: float = Field(0.2, gt=0)
+    """How far a value may move from that of the samples before its gradient stops."""
+    whiten: bool = True
+    """Bring the advantages of a step to mean 0 and deviation 1."""
+    kl_coefficient: float = Field(0.05, ge=0)
+    """Of the penalty in each token's reward for leaving the start model."""
+    kl_estimator: Literal["k1", "k3"] = "k1"
+    """Of a token's KL from its log-ratio l (policy − start): l, unbiased and of either sign, or exp(−l) − 1 + l, never
+    negative (Schulman 2020, joschu.net/blog/kl-approx.html). As a reward only k1 has the gradient of the KL."""
+    kl_target: float = Field(0.0, ge=0)
+    """Nats per token that the coefficient is steered towards (Ziegler et al. 2019, arXiv:1909.08593, §2.2); 0: none."""
+    max_kl: float = Field(1.0, gt=0)
+    """Nats per token at the end beyond which the step fails: the policy has left what it started from."""
+    unfinished_penalty: float = Field(1.0, ge=0)
+    """Taken from a reward model's reward, in its deviations, of a sample that was cut at the token limit."""
+
+
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "grpo": {"epsilon_high": 0.2},
     "dapo": {"epsilon_high": 0.28, "token_level_loss": True, "dynamic_sampling": True, "overlong_buffer": 0.2},
     "gspo": {"epsilon": 3e-4, "epsilon_high": 4e-4},
     "rloo": {"epsilon_high": 0.2, "scale_rewards": "none"},
+    "ppo": {"epsilon_high": 0.2},
 }
 """What each algorithm of `RLSettings` says where the recipe does not; the numbers are the papers'."""
 
@@ -314,11 +369,12 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
 class RLSettings(TrainSettings):
     """Reinforcement learning from rewards, several samples to a prompt."""
 
-    algorithm: Literal["grpo", "dapo", "gspo", "rloo"] = "grpo"
+    algorithm: Literal["grpo", "dapo", "gspo", "rloo", "ppo"] = "grpo"
     """GRPO (Shao et al. 2024, arXiv:2402.03300), DAPO (Decoupled Clip and Dynamic sAmpling, arXiv:2503.14476), GSPO
-    (ratios of whole sequences, arXiv:2507.18071) or RLOO (leave-one-out baseline, arXiv:2402.14740). Where the recipe
-    does not give them, `epsilon`, `epsilon_high`, `token_level_loss`, `dynamic_sampling`, `overlong_buffer` and
-    `scale_rewards` are the algorithm's."""
+    (ratios of whole sequences, arXiv:2507.18071) or RLOO (leave-one-out baseline, arXiv:2402.14740), all on the
+    verifier's rewards; or PPO (Schulman et al. 2017, arXiv:1707.06347), on the recipe's reward model or without one on
+    the verifier. Where the recipe does not give them, `epsilon`, `epsilon_high`, `token_level_loss`,
+    `dynamic_sampling`, `overlong_buffer` and `scale_rewards` are the algorithm's."""
     learning_rate: float = Field(5e-5, gt=0, lt=1)
     max_steps: int = Field(16, ge=-1)
     batch_size: int = Field(16, ge=1)
@@ -350,6 +406,7 @@ class RLSettings(TrainSettings):
     arXiv:2503.20783) an error that costs more weighs more."""
     use_vllm: bool = False
     """Rollouts by vLLM; GPU profile."""
+    ppo: PPOSettings = PPOSettings()
 
     @property
     def title(self) -> str:
@@ -371,6 +428,21 @@ class RLSettings(TrainSettings):
             raise ValueError("save_steps must be a multiple of updates: samples are not part of a checkpoint")
         if self.algorithm == "rloo" and self.updates > 1:
             raise ValueError("rloo takes one update a batch")
+        return self
+
+    @model_validator(mode="after")
+    def _ppo_does_all_it_is_asked(self) -> Self:
+        if self.algorithm != "ppo":
+            return self
+        if self.use_vllm:
+            raise ValueError("ppo samples by our own decoder or transformers: say use_vllm: false")
+        if self.beta:
+            raise ValueError("ppo's KL penalty is ppo.kl_coefficient: say beta: 0")
+        if self.updates > 1:
+            raise ValueError("ppo's updates are ppo.epochs and ppo.minibatch_size: say updates: 1")
+        unknown = [name for name in ("dynamic_sampling", "token_level_loss", "overlong_buffer") if getattr(self, name)]
+        if unknown:
+            raise ValueError(f"ppo has no {unknown[0]}: leave it out")
         return self
 
 
@@ -457,6 +529,8 @@ class Resources(Section):
 
 STAGES = ("pretrain", "sft", "distill", "preference", "rl")
 """Sections of a recipe that train a model each from the one before, in the order of the climb."""
+OPTIONAL = (*STAGES, "reward_model")
+"""Sections that a recipe may leave out; a reward model is no stage: it yields no candidate."""
 Kind = Literal["light", "train", "generate"]
 """Of step, by what it asks of the engine."""
 
@@ -478,6 +552,8 @@ class Recipe(Section):
     distill: DistillSettings | None = None
     preference: PreferenceSettings | None = PreferenceSettings()
     rl: RLSettings | None = RLSettings()
+    reward_model: RewardModelSettings | None = None
+    """What PPO maximises; None (or false) for the task's verifier."""
     select: SelectSettings = SelectSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     judge: JudgeSettings = JudgeSettings()
@@ -491,18 +567,24 @@ class Recipe(Section):
         "generate": Resources(cpus=2, memory_gb=8),
     }
 
+    @model_validator(mode="after")
+    def _reward_model_is_used(self) -> Self:
+        if self.reward_model and (self.rl is None or self.rl.algorithm != "ppo"):
+            raise ValueError("reward_model is what PPO maximises: say rl.algorithm: ppo, or leave reward_model out")
+        return self
+
     @property
     def stages(self) -> dict[str, str]:
         """Name and title of each training stage that the recipe has, in the order of the climb."""
         every = {name: getattr(self, name) for name in STAGES}
         return {name: section.title for name, section in every.items() if section}
 
-    @field_validator(*STAGES, mode="before")
+    @field_validator(*OPTIONAL, mode="before")
     @classmethod
     def _read_left_out(cls, value: Any) -> Any:
         return None if value is False else value
 
-    @field_serializer(*STAGES, when_used="json")
+    @field_serializer(*OPTIONAL, when_used="json")
     def _write_left_out(self, value: Section | None) -> Any:
         return value or False  # the IR's constants have no null, and a missing key would be the default again
 

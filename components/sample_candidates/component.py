@@ -20,7 +20,7 @@ def sample_candidates(
     """Let the model answer the preference split several times, and score every answer.
 
     Args:
-        settings: `PreferenceSettings`.
+        settings: `PairSettings`.
         task: Name of the verifiable task.
         seed: Of the samples.
         model: The model that will be trained on the pairs.
@@ -32,7 +32,7 @@ def sample_candidates(
     from pathlib import Path
 
     from ..contracts.artifacts import read_manifest, seal
-    from ..contracts.recipe import PreferenceSettings
+    from ..contracts.recipe import PairSettings
     from ..contracts.rows import Candidate, Example, read_rows, write_rows
     from ..runtime.context import work_folder
     from ..shared.generate import load_generator
@@ -43,7 +43,7 @@ def sample_candidates(
     start = time.monotonic()
     parents = {"model": read_manifest(model.path, "model"), "data": read_manifest(data.path, "splits")}
     examples = read_rows(Path(data.path) / "preference.parquet", Example)
-    wanted = PreferenceSettings.model_validate(settings)
+    wanted = PairSettings.model_validate(settings)
     generator = load_generator(model.path)
     rows = sample.sample_candidates(generator, get_task(task), examples, wanted, seed, work_folder())
     count = write_rows(Path(candidates.path) / "candidates.parquet", rows, Candidate)

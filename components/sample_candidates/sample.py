@@ -6,7 +6,7 @@ from typing import Any
 
 from ..contracts.errors import DataError
 from ..contracts.metrics import Summary
-from ..contracts.recipe import PreferenceSettings
+from ..contracts.recipe import PairSettings
 from ..contracts.rows import Candidate, Example
 from ..shared.chat import prompt_ids
 from ..shared.generate import Generation, Generator, kept_responses
@@ -17,7 +17,7 @@ BATCH = 64
 
 
 def sample_candidates(
-    generator: Generator, task: Task, examples: Sequence[Example], settings: PreferenceSettings, seed: int, work: Path
+    generator: Generator, task: Task, examples: Sequence[Example], settings: PairSettings, seed: int, work: Path
 ) -> list[Candidate]:
     """Return the candidates of the first `settings.prompts` examples, prompt by prompt.
 

@@ -6,10 +6,12 @@ of the data, the same random state and the same optimizer, and ends with the sam
 """
 
 import math
+import os
 import shutil
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from ..contracts.metrics import Summary
 from ..contracts.recipe import TrainSettings
 from ..runtime.context import Stopped, progress, work_folder
 from .llama import is_supported
-from .models import load_model, load_tokenizer, multiplies_bf16, save_model, set_threads
+from .models import check_model, load_model, load_tokenizer, multiplies_bf16, save_model, set_threads
 from .packing import pack, tree_mask, use_tree_attention
 
 IGNORED = -100
@@ -63,7 +65,7 @@ def arguments(settings: TrainSettings, seed: int, **more: Any) -> dict[str, Any]
         "learning_rate": settings.learning_rate,
         "num_train_epochs": settings.epochs,
         "max_steps": settings.max_steps,
-        "per_device_train_batch_size": settings.batch_size,
+        "per_device_train_batch_size": own_share(settings.batch_size, "batch_size"),
         "warmup_steps": settings.warmup_steps,
         "weight_decay": settings.weight_decay,
         "lr_scheduler_type": "linear",
@@ -84,6 +86,22 @@ def arguments(settings: TrainSettings, seed: int, **more: Any) -> dict[str, Any]
     }
 
 
+def own_share(size: int, name: str) -> int:
+    """Return this process's part of a batch: the batch stays what the recipe says, however many processes there are.
+
+    Raises:
+        TrainingError: The processes do not divide it.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if size % processes:
+        raise TrainingError(
+            f"{processes} processes cannot share {size} evenly",
+            where=name,
+            fix="make it a multiple of hosts · processes",
+        )
+    return size // processes
+
+
 def load_trainable(folder: str | Path, settings: TrainSettings) -> tuple[Any, Any]:
     """Return model (fp32, in training mode) and tokenizer, with frozen what does not train.
 
@@ -91,6 +109,8 @@ def load_trainable(folder: str | Path, settings: TrainSettings) -> tuple[Any, An
     small model's arithmetic.
     """
     set_threads()
+    if settings.method == "qlora":
+        return _load_quantized(folder, settings), load_tokenizer(folder)
     model, tokenizer = load_model(folder, dtype="float32"), load_tokenizer(folder)
     model.train()
     if settings.method == "full":
@@ -107,8 +127,42 @@ def load_trainable(folder: str | Path, settings: TrainSettings) -> tuple[Any, An
     return model, tokenizer
 
 
+def _load_quantized(folder: str | Path, settings: TrainSettings) -> Any:
+    """Return the model with weights of 4 bits (NF4, doubly quantized), computing in bf16."""
+    if device(settings) == "cpu":
+        raise TrainingError(
+            "weights of 4 bits are trained on a GPU only", where="method: qlora", fix="say method: lora, or use a GPU"
+        )
+    if find_spec("bitsandbytes") is None:
+        raise TrainingError("bitsandbytes is not installed", where="method: qlora", fix="pip install 'assay[gpu]'")
+    from peft import prepare_model_for_kbit_training
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        check_model(folder),
+        quantization_config=four_bits(),
+        device_map={"": int(os.environ.get("LOCAL_RANK", "0"))},
+        local_files_only=True,
+        use_safetensors=True,
+        trust_remote_code=False,
+    )
+    return prepare_model_for_kbit_training(model, use_gradient_checkpointing=settings.gradient_checkpointing)
+
+
+def four_bits() -> Any:
+    """Return transformers' configuration of QLoRA's weights (Dettmers et al. 2023, section 3)."""
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+
+
 def adapter(settings: TrainSettings) -> Any:
-    """Return PEFT's configuration for `method: lora`, None for `full`."""
+    """Return PEFT's configuration for `method: lora` and `qlora`, None for `full`."""
     if settings.method == "full":
         return None
     from peft import LoraConfig
@@ -186,7 +240,7 @@ def score_answers_only(trainer: Any, temperature: float = 1.0, model: Any = None
             return before(*positional, fused_lm_head=True, labels=labels, **named)
         wanted = labels[:, 1:]
         mask = wanted != IGNORED
-        states, place = _hidden_states(model, *positional, **{**named, "use_cache": False})
+        states, place = hidden_states(model, *positional, **{**named, "use_cache": False})
         asked, which = place[:, :-1][mask].unique(return_inverse=True)
         logits = model.get_output_embeddings()(states[asked]).float()  # [tokens asked, vocabulary]
         if temperature != 1:
@@ -212,7 +266,7 @@ def score_answers_only(trainer: Any, temperature: float = 1.0, model: Any = None
     model.forward = forward
 
 
-def _hidden_states(
+def hidden_states(
     model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **named: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return hidden states [places, size], and the place of each input token [sequences, length] among them."""
@@ -253,13 +307,17 @@ class Watcher(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
         """Save and stop, if the engine asked for it; do not save what is about to be finished."""
-        if self.stopping and state.global_step % self.every == 0:
+        if agreed(self.stopping) and state.global_step % self.every == 0:
+            self.stopping = True
             control.should_save = control.should_training_stop = True
         elif state.global_step >= state.max_steps:
             control.should_save = False
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
         """Seal the checkpoint that was just written, then let the oldest go."""
+        agreed(True)  # every process has written its part
+        if not state.is_world_process_zero:
+            return
         folder = Path(args.output_dir)
         seal(folder / f"checkpoint-{state.global_step}", "checkpoint")
         for old in _checkpoints(folder)[:-CHECKPOINTS]:
@@ -274,6 +332,9 @@ def train(trainer: Any, watcher: Watcher) -> None:
         TrainingError: The disk is full; checkpoints written before are kept.
     """
     folder = Path(trainer.args.output_dir)
+    if trainer.args.process_index == 0:
+        newest_checkpoint(folder)  # removes what is damaged, before another process looks
+    agreed(True)
     latest = newest_checkpoint(folder)
     with _sigterm_sets(watcher):
         try:
@@ -300,6 +361,16 @@ def newest_checkpoint(folder: Path) -> Path | None:
         else:
             return path
     return None
+
+
+def agreed(value: bool) -> bool:
+    """Return whether it is true for any process; all wait for each other."""
+    if not torch.distributed.is_initialized():
+        return value
+    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+    told = torch.tensor([value], dtype=torch.int32, device=device)
+    torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
+    return bool(told.item())
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -341,21 +412,33 @@ def curve(trainer: Any, names: dict[str, str]) -> list[dict[str, float]]:
 def save(trainer: Any, tokenizer: Any, folder: str | Path, base: Manifest, metadata: dict[str, Any]) -> Manifest:
     """Write the trained model as a `model` artifact, adapters merged: what is evaluated is what is served."""
     model = trainer.accelerator.unwrap_model(trainer.model)
+    if getattr(model, "is_loaded_in_4bit", False) or getattr(model.config, "quantization_config", None):
+        model = on_whole_weights(model)
     merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
     save_model(merged, tokenizer, folder)
     kept = {key: value for key, value in base.metadata.items() if key in ("reference", "parameters", "chat_template")}
     return seal(folder, "model", parents={"base": base}, metadata={**kept, **metadata})
 
 
-def weight_change(base: str | Path, tuned: str | Path) -> float:
-    """Return the relative L2 change of the weights as saved: ‖tuned − base‖ / ‖base‖."""
+def on_whole_weights(tuned: Any) -> Any:
+    """Return the adapters on the base's weights as they are on disk: merged into 4 bits they would be rounded away."""
+    from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+
+    base = load_model(tuned.get_base_model().config._name_or_path, dtype="float32")
+    whole = get_peft_model(base, tuned.peft_config["default"])
+    set_peft_model_state_dict(whole, {name: value.cpu() for name, value in get_peft_model_state_dict(tuned).items()})
+    return whole
+
+
+def weight_change(base: str | Path, tuned: str | Path, added: Sequence[str] = ()) -> float:
+    """Return the relative L2 change of the weights as saved: ‖tuned − base‖ / ‖base‖, those `added` left out."""
     from safetensors import safe_open
 
     moved = size = 0.0
     before = {key: file for path in sorted(Path(base).glob("*.safetensors")) for key, file in _tensors(path)}
     for path in sorted(Path(tuned).glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118  safe_open is no mapping
+            for key in sorted(set(file.keys()) - set(added)):
                 with safe_open(before[key], framework="pt") as other:
                     old = other.get_tensor(key).double()
                 moved += float((file.get_tensor(key).double() - old).square().sum())

@@ -5,7 +5,6 @@ negative log-likelihood of the chosen answer is added (Pang et al. 2024, arXiv:2
 pair can become less likely, and on short structured answers they do.
 """
 
-import hashlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from ..contracts.recipe import PreferenceSettings
 from ..contracts.rows import PreferencePair, read_rows
 from ..shared import training
 from ..shared.chat import completion_ids, prompt_ids
+from ..shared.holdout import is_held_out
 from ..shared.statistics import proportion
 from ..shared.summary import write_summary
 from . import losses
@@ -150,11 +150,6 @@ def tune(settings: PreferenceSettings, task: str, seed: int, base: str, pairs: s
         metrics={"accuracy": accuracy, "margin": margin, **_held_out_metrics(before, after)},
     )
     write_summary(summary, told, seconds=time.monotonic() - started, parents=parents)
-
-
-def is_held_out(group: str, share: float) -> bool:
-    """Return whether a prompt's pairs are kept from training; by a hash other than that of the splits."""
-    return int.from_bytes(hashlib.sha256(f"holdout {group}".encode()).digest()[:8]) / 2**64 < share
 
 
 def tokenize(pairs: list[PreferencePair], tokenizer: Any, max_tokens: int) -> tuple[list[Row], dict[str, int]]:

@@ -1,6 +1,6 @@
-"""The wire of `train_rl`; the work is in `grpo.py`."""
+"""The wire of `train_rl`; the work is in `grpo.py` and `ppo.py`."""
 
-from typing import Any
+from typing import Any, Optional
 
 from kfp.dsl import Dataset, Input, Metrics, Model, Output
 
@@ -16,8 +16,9 @@ def train_rl(
     data: Input[Dataset],
     model: Output[Model],
     summary: Output[Metrics],
+    reward: Optional[Input[Model]] = None,
 ) -> None:
-    """Tune a model by the rewards of the task's verifier (GRPO).
+    """Tune a model by rewards: GRPO on those of the task's verifier, PPO on those or on a reward model's.
 
     Args:
         settings: `RLSettings`.
@@ -26,9 +27,18 @@ def train_rl(
         base: The model to start from.
         data: `splits`; the `rl` split is used.
         model: The tuned model, adapters merged.
-        summary: Reward and loss curve, effect check, groups without a signal.
+        summary: Reward and loss curve, effect check, groups without a signal or KL.
+        reward: `reward_model`; PPO alone takes one.
     """
     from ..contracts.recipe import RLSettings
-    from .grpo import tune
 
-    tune(RLSettings.model_validate(settings), task, seed, base.path, data.path, model.path, summary)
+    chosen = RLSettings.model_validate(settings)
+    if chosen.algorithm == "ppo":
+        from . import ppo
+
+        judged_by = reward.path if reward else None
+        ppo.tune(chosen, task, seed, base.path, data.path, model.path, summary, judged_by)
+    else:
+        from . import grpo
+
+        grpo.tune(chosen, task, seed, base.path, data.path, model.path, summary)

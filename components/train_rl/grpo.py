@@ -194,7 +194,7 @@ def tune(settings: RLSettings, task: str, seed: int, base: str, data: str, outpu
             )
         },
     )
-    first, last = _ends(sampled, "reward")
+    first, last = ends(sampled, "reward")
     told = training.summary(
         "train_rl",
         f"{settings.title}, {len(points)} steps: reward of the samples {first:.3f} → {last:.3f}, "
@@ -244,7 +244,8 @@ def make_trainer(
 ) -> tuple[GRPOTrainer, training.Watcher]:
     """Return TRL's trainer on prompts and the watcher on it."""
     watcher = training.Watcher(["loss", "reward", "frac_reward_zero_std"], every=settings.updates)
-    sequences = settings.batch_size * settings.group_size // settings.updates
+    samples = settings.batch_size * settings.group_size
+    sequences = training.own_share(samples // settings.updates, "batch_size · group_size / updates")
     micro = max(size for size in range(1, min(MICRO_BATCH, sequences) + 1) if sequences % size == 0)
     on_cpu = training.device(settings) == "cpu"
     trainer = (CPUTrainer if on_cpu else GroupTrainer)(
@@ -257,7 +258,7 @@ def make_trainer(
                 seed,
                 per_device_train_batch_size=micro,
                 gradient_accumulation_steps=sequences // micro,
-                generation_batch_size=sequences * settings.updates,
+                generation_batch_size=samples,
             ),
             num_generations=settings.group_size,
             max_completion_length=settings.max_new_tokens,
@@ -315,7 +316,7 @@ def make_reward(score: Score, tokenizer: Any, settings: RLSettings) -> Any:
     return reward
 
 
-def _ends(points: list[dict[str, float]], name: str) -> tuple[float, float]:
+def ends(points: list[dict[str, float]], name: str) -> tuple[float, float]:
     """Return the mean of a number over the first and over the last quarter of the steps."""
     count = max(1, len(points) // 4)
     values = [point[name] for point in points]

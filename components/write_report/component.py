@@ -25,6 +25,7 @@ def write_report(
     candidates: Optional[Input[Metrics]] = None,
     pairs: Optional[Input[Metrics]] = None,
     preference: Optional[Input[Metrics]] = None,
+    reward_model: Optional[Input[Metrics]] = None,
     rl: Optional[Input[Metrics]] = None,
     select_pretrain: Optional[Input[Metrics]] = None,
     select_sft: Optional[Input[Metrics]] = None,
@@ -51,6 +52,7 @@ def write_report(
         candidates: Summary of `sample_candidates`.
         pairs: Summary of `build_preferences`.
         preference: Summary of that training step.
+        reward_model: Summary of `train_reward`.
         rl: Summary of that training step.
         select_pretrain: That step's verdict on its own output.
         select_sft: Whether that stage's model replaced its input.
@@ -75,6 +77,7 @@ def write_report(
         "select_distill": select_distill,
         "candidates": candidates,
         "pairs": pairs,
+        "reward_model": reward_model,
         "preference": preference,
         "select_preference": select_preference,
         "rl": rl,

@@ -26,6 +26,8 @@ SERIES = {
     "accuracy": "Pairs ranked right",
     "margin": "Reward margin",
     "divergence": "Distance to the teacher",
+    "kl": "KL from the start, nats per token",
+    "value_loss": "Value loss",
     "informative_groups": "Groups with a gradient",
 }
 """Numbers of a training curve that are worth a figure, by name."""
@@ -102,13 +104,22 @@ class Run:
         return BEFORE | self.recipe.stages | AFTER
 
     @property
+    def trained(self) -> dict[str, str]:
+        """Training step to its title: the stages, and before RL the reward model that it maximises."""
+        stages = dict(self.recipe.stages)
+        last = {"rl": stages.pop("rl")} if "rl" in stages else {}
+        return stages | ({"reward_model": "reward model"} if self.recipe.reward_model else {}) | last
+
+    @property
     def steps(self) -> dict[str, str]:
         """Step to its title, in the order of the graph."""
         steps = {"validation": "Validate data", "splits": "Prepare data"}
-        for stage, title in self.recipe.stages.items():
-            if stage == "preference":
+        for stage, title in self.trained.items():
+            if stage in ("preference", "reward_model"):
                 steps |= {"candidates": "Sample candidates", "pairs": "Build preference pairs"}
-            steps |= {stage: f"Train {title}", f"select_{stage}": f"Select after {title}"}
+            steps |= {stage: f"Train {title}"}
+            if stage in self.recipe.stages:
+                steps |= {f"select_{stage}": f"Select after {title}"}
         return steps | {"evaluation": "Evaluate every arm", "judging": "Judge"}
 
     @property
@@ -463,7 +474,7 @@ def _slice(name: str, table: Mapping[str, Any], metric: Metric, arms: Sequence[s
 def training(run: Run) -> list[dict[str, Any]]:
     """Return the curves of each training step, and whether it had an effect at all."""
     shown = []
-    for stage, title in run.recipe.stages.items():
+    for stage, title in run.trained.items():
         if stage not in run.summaries:
             continue
         details = run.details(stage)
@@ -631,7 +642,7 @@ def _chain(run: Run) -> list[dict[str, Any]]:
 def _kind(run: Run, name: str) -> Kind:
     if name in LIGHT:
         return "light"
-    return "train" if name in run.recipe.stages else "generate"
+    return "train" if name in run.trained else "generate"
 
 
 def _hours(run: Run) -> dict[str, str]:

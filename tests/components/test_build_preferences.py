@@ -17,11 +17,11 @@ from assay.components.build_preferences.pairs import build_pairs, normalise
 from assay.components.build_preferences.quality import correlate, histogram, summarise
 from assay.components.contracts.artifacts import read_manifest, seal
 from assay.components.contracts.errors import DataError
-from assay.components.contracts.recipe import PreferenceSettings
+from assay.components.contracts.recipe import PairSettings
 from assay.components.contracts.rows import Candidate, PreferencePair, read_rows
 from assay.components.shared.summary import read_summary
 
-OPEN = PreferenceSettings(max_length_ratio=100, max_pairs=10_000, min_pairs=1)
+OPEN = PairSettings(max_length_ratio=100, max_pairs=10_000, min_pairs=1)
 
 
 def candidate(response: str, score: float | None, source: str = "sampled", **fields: Any) -> dict[str, Any]:
@@ -38,16 +38,16 @@ def candidate(response: str, score: float | None, source: str = "sampled", **fie
     } | fields
 
 
-def build(rows: Iterable[dict[str, Any]], settings: PreferenceSettings = OPEN) -> Any:
+def build(rows: Iterable[dict[str, Any]], settings: PairSettings = OPEN) -> Any:
     return build_pairs(pa.Table.from_pylist(list(rows), schema=Candidate.SCHEMA), settings)
 
 
-def only(rows: Iterable[dict[str, Any]], settings: PreferenceSettings = OPEN) -> PreferencePair:
+def only(rows: Iterable[dict[str, Any]], settings: PairSettings = OPEN) -> PreferencePair:
     (pair,) = build(rows, settings).pairs
     return pair  # type: ignore[no-any-return]
 
 
-def reasons(rows: Iterable[dict[str, Any]], settings: PreferenceSettings = OPEN) -> list[str]:
+def reasons(rows: Iterable[dict[str, Any]], settings: PairSettings = OPEN) -> list[str]:
     built = build(rows, settings)
     assert not built.pairs
     return [reason for _, reason in built.dropped]
@@ -66,7 +66,7 @@ candidates = st.lists(
     max_size=25,
 )
 policies = st.builds(
-    PreferenceSettings,
+    PairSettings,
     min_margin=st.sampled_from([0.01, 0.3]),
     max_length_ratio=st.sampled_from([1.0, 2.0, 50.0]),
     max_pairs_per_prompt=st.integers(1, 3),
@@ -76,7 +76,7 @@ policies = st.builds(
 
 @run(max_examples=300, deadline=None)
 @given(rows=candidates, settings=policies)
-def test_every_pair_keeps_the_rules(rows: list[dict[str, Any]], settings: PreferenceSettings) -> None:
+def test_every_pair_keeps_the_rules(rows: list[dict[str, Any]], settings: PairSettings) -> None:
     built = build(rows, settings)
     per_prompt: dict[str, int] = {}
     for pair in built.pairs:
@@ -98,7 +98,7 @@ def test_every_pair_keeps_the_rules(rows: list[dict[str, Any]], settings: Prefer
 
 @run(max_examples=200, deadline=None)
 @given(rows=candidates, settings=policies)
-def test_a_prompt_gives_a_pair_or_a_reason(rows: list[dict[str, Any]], settings: PreferenceSettings) -> None:
+def test_a_prompt_gives_a_pair_or_a_reason(rows: list[dict[str, Any]], settings: PairSettings) -> None:
     built = build(rows, settings)
     told = {pair.prompt_id for pair in built.pairs} | {prompt for prompt, _ in built.dropped}
     assert told == {row["prompt_id"] for row in rows}
@@ -107,7 +107,7 @@ def test_a_prompt_gives_a_pair_or_a_reason(rows: list[dict[str, Any]], settings:
 @run(max_examples=200, deadline=None)
 @given(rows=candidates, settings=policies, order=st.randoms(use_true_random=False))
 def test_pairs_do_not_depend_on_the_order_of_the_candidates(
-    rows: list[dict[str, Any]], settings: PreferenceSettings, order: Any
+    rows: list[dict[str, Any]], settings: PairSettings, order: Any
 ) -> None:
     shuffled = order.sample(rows, len(rows))
     assert build(rows, settings) == build(shuffled, settings)

@@ -8,7 +8,7 @@ from kfp import dsl
 
 from assay.components.contracts.artifacts import read_manifest, seal
 from assay.components.contracts.errors import DataError
-from assay.components.contracts.recipe import PreferenceSettings
+from assay.components.contracts.recipe import PairSettings
 from assay.components.contracts.rows import Candidate, Example, Message, read_rows, write_rows
 from assay.components.sample_candidates import sample
 from assay.components.sample_candidates.component import sample_candidates
@@ -18,7 +18,7 @@ from assay.components.shared.summary import read_summary
 from assay.components.shared.tasks.task import get_task
 
 TASK = get_task("medication_directions")
-SETTINGS = PreferenceSettings(prompts=5, samples=3, max_new_tokens=6)
+SETTINGS = PairSettings(prompts=5, samples=3, max_new_tokens=6)
 
 
 def examples(count: int) -> list[Example]:

@@ -115,6 +115,25 @@ def test_a_merged_adapter_answers_as_the_adapter_did(tiny_model: Path, tmp_path:
     assert not (tmp_path / "model" / "adapter_config.json").exists()
 
 
+def test_adapters_on_weights_of_four_bits_are_merged_into_whole_ones(tiny_model: Path) -> None:
+    """What QLoRA does at the end, with weights that were never quantized: the same adapters, the same answers."""
+    trainer, tokenizer, _ = trainer_on(tiny_model, TINY.model_copy(update={"method": "lora", "max_steps": 4}))
+    training.train(trainer, training.Watcher([]))
+    ids = torch.tensor([tokenizer("Take 2 tabs po q6h prn pain")["input_ids"]])
+    with torch.no_grad():
+        adapted = trainer.model.eval()(input_ids=ids).logits
+        whole = training.on_whole_weights(trainer.model).eval().merge_and_unload()(input_ids=ids).logits
+    torch.testing.assert_close(whole, adapted, atol=1e-4, rtol=1e-4)
+
+
+def test_four_bits_want_a_gpu_and_are_papers(tiny_model: Path) -> None:
+    with pytest.raises(TrainingError, match="on a GPU only"):
+        training.load_trainable(tiny_model, SFTSettings(method="qlora", device="cpu"))
+    config = training.four_bits()
+    assert (config.bnb_4bit_quant_type, config.bnb_4bit_use_double_quant) == ("nf4", True)
+    assert training.adapter(SFTSettings(method="qlora")).target_modules == "all-linear"
+
+
 def test_no_example_that_fits_is_an_error(tiny_tokenizer: Any) -> None:
     with pytest.raises(DataError, match="none of the 3 examples fits into 20 tokens"):
         sft.tokenize(examples(3), tiny_tokenizer, 20)

@@ -28,7 +28,8 @@ from assay.components.contracts.recipe import RLSettings, SFTSettings, TrainSett
 from assay.components.runtime.context import RESUME_EXIT
 from assay.components.shared import training
 from assay.components.shared.models import load_model, save_model
-from assay.components.train_rl import grpo
+from assay.components.shared.summary import read_summary
+from assay.components.train_rl import grpo, ppo
 
 ONE_CORE = {"ASSAY_CPUS": "1", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
@@ -39,7 +40,8 @@ def _task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ASSAY_CPUS", "1")
     monkeypatch.setenv("ASSAY_WORK", str(tmp_path / "work"))
     monkeypatch.delenv("ASSAY_PROGRESS", raising=False)
-    monkeypatch.setattr(grpo, "get_task", lambda name: train_step.Letters())
+    for module in (grpo, ppo):
+        monkeypatch.setattr(module, "get_task", lambda name: train_step.Letters())
 
 
 class Lab:
@@ -108,7 +110,7 @@ def wait_for_steps(fifo: Path, count: int) -> None:
 
 def outcome(folder: Path) -> tuple[Manifest, Manifest]:
     """Return what must be the same, bit for bit, whatever happened on the way."""
-    return read_manifest(folder / "model", "model"), read_manifest(folder / "summary", "summary")
+    return read_manifest(folder / "model", "model", "reward_model"), read_manifest(folder / "summary", "summary")
 
 
 def checkpoints(work: Path) -> list[str]:
@@ -138,6 +140,72 @@ def test_a_killed_run_ends_with_the_same_bytes(
     assert int(driver.stdout.readline()) == -signal.SIGKILL
     assert checkpoints(tmp_path / "work")
     lab.run(technique, tmp_path)
+    assert outcome(tmp_path) == wanted
+
+
+def ranks(count: int, job: dict[str, Any], work: Path, die_at: int = 0) -> int:
+    """Run a stage in several processes over gloo, and return torchrun's exit code."""
+    program = str(Path(train_step.__file__).with_name("train_ranks.py"))
+    port = str(29_500 + os.getpid() % 1000)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count), "--master_port", port]
+    environment = {**os.environ, **ONE_CORE, "ASSAY_WORK": str(work)}
+    done = subprocess.run(
+        [*command, program, json.dumps({**job, "die_at": die_at})], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0 or die_at, done.stderr[-3000:]
+    return done.returncode
+
+
+def test_two_processes_one_and_two_again_are_one_training(lab: Lab, tmp_path: Path) -> None:
+    """World size 2 → 1 → 2, killed between: the batch stays the recipe's, so the losses are those of one process."""
+    job = {**lab.job("sft", tmp_path / "out"), "seed": 1}
+    job["settings"] = {**job["settings"], "batch_size": 4, "max_steps": 9, "precision": "fp32"}
+    work = tmp_path / "ranks"
+    assert ranks(2, job, work, die_at=4) != 0
+    assert checkpoints(work) == ["checkpoint-3"]
+    assert ranks(1, job, work, die_at=7) != 0
+    assert checkpoints(work) == ["checkpoint-3", "checkpoint-6"]
+    assert ranks(2, job, work) == 0
+    alone = {**job, "output": str(tmp_path / "alone")}
+    train_step.run(**alone)
+    found, wanted = (
+        [point["loss"] for point in read_summary(folder / "summary").details["curve"]]
+        for folder in (tmp_path / "out", tmp_path / "alone")
+    )
+    assert len(found) == 9
+    assert found == pytest.approx(wanted, rel=2e-4)
+    ours, its = (load_model(folder / "model").state_dict() for folder in (tmp_path / "out", tmp_path / "alone"))
+    for name, value in its.items():
+        torch.testing.assert_close(ours[name], value, atol=2e-3, rtol=0, msg=name)
+
+
+def test_processes_that_cannot_share_a_batch_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(TrainingError, match="3 processes cannot share 4 evenly"):
+        training.arguments(TrainSettings(batch_size=4), seed=0)
+
+
+def test_a_round_of_ppo_is_not_cut_by_sigterm(
+    lab: Lab, driver: subprocess.Popen[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fifo = tmp_path / "progress"
+    os.mkfifo(fifo)
+    job = {**lab.job("ppo", tmp_path), "work": str(tmp_path / "work"), "progress": str(fifo)}
+    assert driver.stdin
+    assert driver.stdout
+    driver.stdin.write(json.dumps(job) + "\n")
+    driver.stdin.flush()
+    wanted = outcome(lab.uninterrupted("ppo", monkeypatch))
+    pid = int(driver.stdout.readline())
+    wait_for_steps(fifo, 4)
+    os.kill(pid, signal.SIGTERM)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)  # let it report what it still does
+    assert int(driver.stdout.readline()) > 0  # `Stopped` left the job; it was not the signal that ended it
+    os.close(reader)
+    newest = training.newest_checkpoint(tmp_path / "work" / "checkpoints")
+    assert newest
+    assert newest.name in ("checkpoint-4", "checkpoint-5", "checkpoint-6")
+    lab.run("ppo", tmp_path)
     assert outcome(tmp_path) == wanted
 
 
@@ -272,12 +340,13 @@ def test_numbers_that_are_not_finite_stop_the_run_at_their_step(
     assert "at step 1:" in error.value.what
 
 
+@pytest.mark.parametrize("stage", ["rl", "ppo"])
 def test_rewards_that_are_all_equal_are_an_error_that_says_what_to_try(
-    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stage: str, lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train_step.Letters, "reward", lambda *rest, **more: 0.5)
     with pytest.raises(TrainingError, match="rewards_differ") as error:
-        lab.run("rl", tmp_path, max_steps=2)
+        lab.run(stage, tmp_path, max_steps=2)
     assert "temperature" in error.value.fix
     assert "group_size" in error.value.fix
 

@@ -458,3 +458,18 @@ def test_axes_and_words() -> None:
     assert figures.line_chart("rising", [(1, 0.71), (9, 0.88)], percent).count('class="grid"') >= 3
     assert (percent(0.125), percent(-0.0), p_value(1e-9), p_value(None)) == ("12.5%", "0%", "<0.001", "–")
     assert (signed("-3.0"), signed("+0.0"), duration(59.9), duration(3725)) == ("−3.0", "0.0", "59.9 s", "1 h 02 min")
+
+
+def test_a_reward_model_stands_before_rl_with_its_curve_and_pairs(tmp_path: Path) -> None:
+    fixture = Fixture(tmp_path, n=60, arms=("baseline", "sft", "rl", "candidate"))
+    curve = [{"step": 1, "loss": 0.69, "accuracy": 0.5}, {"step": 2, "loss": 0.31, "accuracy": 0.9}]
+    told = {"curve": curve, "effect": {"ok": True, "checks": {"ranks_held_out_pairs": True}}, "examples": 90}
+    fixture.summary("reward_model", "train_reward", "80% (65% to 90%) of 40 held-out pairs are ranked right", 60, told)
+    text = fixture.render(
+        without=("preference", "select_preference"), preference=None, reward_model={}, rl={"algorithm": "ppo"}
+    )
+    page = Page(text)
+    for words in ("of 40 held-out pairs", "ranks held out pairs", "Train reward model", "Preference pairs"):
+        assert words in page.text
+    assert page.text.index("of 40 held-out pairs") < page.text.index("16 steps, loss")  # RL's headline
+    assert "Select after reward model" not in page.text

@@ -115,6 +115,19 @@ def test_accelerates_own_launcher_sets_these_variables(sharding):
         assert f'"{name}"' in source, name
 
 
+def test_accelerate_loads_what_the_variables_say(monkeypatch):
+    from accelerate.utils import DeepSpeedPlugin, FullyShardedDataParallelPlugin
+
+    for sharding in ("fsdp", "deepspeed"):
+        for name, value in trainjob.SHARDING[sharding].items():
+            monkeypatch.setenv(name, value)
+    fsdp = FullyShardedDataParallelPlugin()
+    assert (fsdp.fsdp_version, fsdp.reshard_after_forward, fsdp.cpu_ram_efficient_loading) == (2, True, True)
+    assert fsdp.state_dict_type.name == "FULL_STATE_DICT"
+    zero = DeepSpeedPlugin().deepspeed_config["zero_optimization"]
+    assert (zero["stage"], zero["stage3_gather_16bit_weights_on_model_save"]) == (3, True)
+
+
 @pytest.fixture
 def cluster(tmp_path):
     with serving(tmp_path) as found:

@@ -172,3 +172,47 @@ def test_every_container_has_a_time_limit(documents):
     limits = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     wanted = {name for name, executor in ir["deploymentSpec"]["executors"].items() if "container" in executor}
     assert {name for name, limit in limits.items() if limit.get("activeDeadlineSeconds")} == wanted
+
+
+def tasks_of(path: Path) -> dict:
+    """Return the root's tasks of a compiled recipe by name."""
+    return next(yaml.safe_load_all(path.read_text()))["root"]["dag"]["tasks"]
+
+
+def producer(task: dict, name: str) -> str:
+    """Return the task that makes an input artifact."""
+    return task["inputs"]["artifacts"][name]["taskOutputArtifact"]["producerTask"]
+
+
+REWARDED = {"name": "rewarded", "reward_model": {"prompts": 7}, "rl": {"algorithm": "ppo"}}
+
+
+def test_a_reward_model_is_trained_on_the_answers_of_the_model_after_sft_and_goes_to_rl(tmp_path):
+    recipe = Recipe.model_validate({**REWARDED, "preference": False})
+    tasks = tasks_of(compile_recipe(recipe, tmp_path / "rewarded.yaml"))
+    assert producer(tasks["train-rl"], "reward") == "train-reward"
+    assert producer(tasks["train-reward"], "pairs") == "build-preferences"
+    assert producer(tasks["train-reward"], "base") == producer(tasks["sample-candidates"], "model") == "select-model"
+    assert producer(tasks["write-report"], "reward_model") == "train-reward"
+    settings = tasks["sample-candidates"]["inputs"]["parameters"]["settings"]["runtimeValue"]["constant"]
+    assert settings["prompts"] == 7
+    assert "learning_rate" not in settings  # another one must not sample anew
+    assert "train-preference" not in tasks
+
+
+def test_pairs_are_made_once_for_both_who_need_them(tmp_path):
+    tasks = tasks_of(compile_recipe(Recipe.model_validate(REWARDED), tmp_path / "both.yaml"))
+    assert [name for name in tasks if name.startswith(("sample", "build"))] == [
+        "build-preferences",
+        "sample-candidates",
+    ]
+    assert producer(tasks["train-reward"], "pairs") == producer(tasks["train-preference"], "pairs")
+    settings = tasks["sample-candidates"]["inputs"]["parameters"]["settings"]["runtimeValue"]["constant"]
+    assert settings["prompts"] == 160  # the preference section's
+    assert producer(tasks["train-rl"], "base") == "select-model-2"
+
+
+def test_without_a_reward_model_none_is_wired(documents):
+    tasks = documents[0]["root"]["dag"]["tasks"]
+    assert "train-reward" not in tasks
+    assert "reward" not in tasks["train-rl"]["inputs"]["artifacts"]

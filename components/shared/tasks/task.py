@@ -45,9 +45,10 @@ def get_task(name: str) -> Task:
         RecipeError: There is none of that name.
     """
     # Named, not computed: the digest of a step's code follows the imports it can read.
-    from . import exact_match, medication_directions
+    from . import engineering_qa, exact_match, medication_directions
 
-    known: dict[str, Task] = {module.TASK.name: module.TASK for module in (exact_match, medication_directions)}
+    modules = (engineering_qa, exact_match, medication_directions)
+    known: dict[str, Task] = {module.TASK.name: module.TASK for module in modules}
     if name not in known:
         raise RecipeError(f"there is no task {name!r}", where="task", fix=f"choose one of {sorted(known)}")
     return known[name]
