@@ -48,20 +48,19 @@ def pretrain(
     rows = make_rows(learned, tokenizer, settings.max_tokens)
     trainer, watcher = make_trainer(model, tokenizer, rows, settings, seed)
     training.train(trainer, watcher)
-    tuned = work_folder() / "tuned"
-    shutil.rmtree(tuned, ignore_errors=True)
     facts = {"stage": "pretrain", "task": task, "corpus": digest_of(documents)}
-    training.save(trainer, tokenizer, tuned, parents["base"], facts)
+    training.save(trainer, tokenizer, output, parents["base"], facts)
     points = training.curve(
         trainer, {"loss": "loss", "learning_rate": "learning_rate", "mean_token_accuracy": "token_accuracy"}
     )
-    effect = training.check_effect(training.weight_change(base, tuned), points, {})
+    effect = training.check_effect(training.weight_change(base, output), points, {})
     del trainer, model
-    domain = measure(base, tuned, texts.sequences(apart, tokenizer), settings)
-    other = measure(base, tuned, general_text(settings, seed, base, general), settings)
+    domain = measure(base, output, texts.sequences(apart, tokenizer), settings)
+    other = measure(base, output, general_text(settings, seed, base, general), settings)
     choice = decide(domain, other, settings.max_general_rise, settings.confidence)
-    link_tree(tuned if choice.kept else base, output)
-    shutil.rmtree(tuned)
+    if not choice.kept:
+        shutil.rmtree(output)
+        link_tree(base, output)
     tell_verdict(verdict, choice, domain, other, parents)
     before, after = domain.perplexities
     told = training.summary(
