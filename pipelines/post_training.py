@@ -6,8 +6,11 @@
         │                                        │
     prepare_data ── sft │ preference │ rl │ validation │ test
         │                                        │
+        │                        train_pretrain ── text of the domain
         └──────────── train_sft ◄────────────────┘
                           │ select_model             a stage that does not help is not built upon
+              import_model (the teacher) → train_distill
+                          │ select_model
             sample_candidates → build_preferences → train_preference
                           │ select_model          └► train_reward
                       train_rl ◄────────────────────────┘  with PPO, where the recipe has a reward model
@@ -26,13 +29,18 @@ the same IR, byte for byte.
 
 from typing import Any
 
+from kfp import dsl
+
 from assay.components.build_preferences.component import build_preferences
-from assay.components.contracts.recipe import PairSettings, Recipe, RewardModelSettings
+from assay.components.contracts.recipe import PairSettings, PretrainSettings, Recipe, RewardModelSettings
 from assay.components.evaluate.component import evaluate
+from assay.components.import_model.component import import_model
 from assay.components.sample_candidates.component import sample_candidates
 from assay.components.select_model.component import select_model
 from assay.components.train_classifier.component import train_classifier
+from assay.components.train_distill.component import train_distill
 from assay.components.train_preference.component import train_preference
+from assay.components.train_pretrain.component import train_pretrain
 from assay.components.train_reward.component import train_reward
 from assay.components.train_rl.component import train_rl
 from assay.components.train_sft.component import train_sft
@@ -62,8 +70,15 @@ class Stages(Wiring):
     def train(self) -> None:
         """Add the training stages, each starting from the best model so far."""
         recipe = self.recipe
+        if recipe.pretrain:
+            self._pretrain(recipe.pretrain)
         if recipe.sft:
             self._stage("sft", train_sft(**self.given(recipe.sft), base=self.best, data=self.data))
+        if recipe.distill:
+            teacher = import_model(reference=recipe.distill.teacher)
+            place(teacher.set_display_name("Import teacher"), recipe, "light")
+            given = {**self.given(recipe.distill), "teacher": teacher.outputs["model"]}
+            self._stage("distill", train_distill(**given, base=self.best, data=self.data))
         pairs = self._pairs(recipe.preference or recipe.reward_model)
         rewarding = {}
         if recipe.reward_model:
@@ -92,6 +107,19 @@ class Stages(Wiring):
         )
         place(measured.set_display_name("Evaluate every arm"), recipe, "generate")
         self.conclude(measured)
+
+    def _pretrain(self, pretrain: PretrainSettings) -> None:
+        """Let the model read the domain's text; the step itself decides whether its output goes on."""
+        given = {"corpus": pretrain.corpus} | ({"general": pretrain.general} if pretrain.general else {})
+        text = {
+            name: dsl.importer(artifact_uri=uri, artifact_class=dsl.Dataset).set_display_name(f"Import {name} text")
+            for name, uri in given.items()
+        }
+        read = {name: imported.output for name, imported in text.items()}
+        trained = train_pretrain(**self.given(pretrain), base=self.best, **read)
+        place(trained.set_display_name(f"Train: {pretrain.title}"), self.recipe, "train")
+        self.summaries |= {"pretrain": trained.outputs["summary"], "select_pretrain": trained.outputs["verdict"]}
+        self.stages["pretrain"] = self.best = trained.outputs["model"]
 
     def _pairs(self, settings: PairSettings | None) -> Any:
         """Let the best model so far answer, and return the pairs made of its answers; None where nothing asks."""

@@ -85,6 +85,38 @@ class TrainSettings(Section):
         return f"{self.method}, learning rate {self.learning_rate:g}"
 
 
+class PretrainSettings(TrainSettings):
+    """Continued pre-training on a domain's text; the loss is on every token."""
+
+    title: ClassVar[str] = "Continued pre-training"
+
+    corpus: str = Field(min_length=1)
+    """URI of the text: a file or a folder of .jsonl or .parquet with `text`, or .txt with blank lines between
+    documents."""
+    general: str = ""
+    """URI of text of no domain, on which the model must not get worse; empty: what the base model itself writes."""
+    learning_rate: float = Field(1e-4, gt=0, lt=1)
+    max_tokens: int = Field(512, ge=16)
+    """Of a block; nothing is dropped for its length."""
+    holdout: float = Field(0.1, gt=0, lt=1)
+    """Share of the documents, by hash of the text, that are measured and not trained on."""
+    min_held_out: int = Field(8, ge=2)
+    """Fewer documents than this, of either kind, and the step stops: nothing could be decided."""
+    max_held_out: int = Field(128, ge=2)
+    """Documents that are measured, at most, of either kind; by hash order."""
+    general_tokens: int = Field(128, ge=2)
+    """Longest sample of the base model, where `general` is empty."""
+    max_general_rise: float = Field(1.10, ge=1)
+    """Perplexity on general text may rise by this factor; the interval's upper end counts."""
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+
+    @model_validator(mode="after")
+    def _enough_can_be_measured(self) -> Self:
+        if self.max_held_out < self.min_held_out:
+            raise ValueError("max_held_out must not be below min_held_out")
+        return self
+
+
 class SFTSettings(TrainSettings):
     """Supervised fine-tuning; the loss is on the assistant's tokens only."""
 
@@ -92,6 +124,43 @@ class SFTSettings(TrainSettings):
 
     packing: bool = False
     """Several examples in one sequence (needs flash attention to stay exact; GPU profile)."""
+
+
+class DistillSettings(TrainSettings):
+    """A teacher model's answers, or its next-token distributions, are what the best model so far learns."""
+
+    title: ClassVar[str] = "Distillation"
+
+    teacher: str = Field(min_length=1)
+    """A model reference, as `base_model` is."""
+    kind: Literal["sequence", "logit"] = "sequence"
+    """`sequence`: cross-entropy on the teacher's answers (Kim and Rush 2016, arXiv:1606.07947). `logit`: a divergence
+    between both models' distributions on every answer token (Hinton et al. 2015, arXiv:1503.02531)."""
+    splits: list[Literal["sft", "preference", "rl"]] = Field(["sft"], min_length=1)
+    """Whose prompts are asked. The teacher answers, so they need no labels, unless `answers` or `only_right` do."""
+    answers: Literal["teacher", "reference"] = "teacher"
+    """Logit only: on whose answers the distributions are compared."""
+    samples: int = Field(1, ge=1)
+    """The teacher's answers per prompt."""
+    sample_temperature: float = Field(0.0, ge=0)
+    """0 takes the likeliest answer."""
+    max_new_tokens: int = Field(96, ge=1)
+    only_right: bool = False
+    """Drop the teacher's answers that the task's verifier does not give the full reward."""
+    divergence: Literal["forward", "reverse", "js"] = "forward"
+    """Logit only: KL(teacher‖student), KL(student‖teacher) or Jensen–Shannon, half and half."""
+    temperature: float = Field(1.0, gt=0)
+    """Logit only: both distributions are softened by it, and the divergence is multiplied by its square."""
+    weight: float = Field(0.5, ge=0, le=1)
+    """Logit only: of the divergence; the rest is the answer's cross-entropy."""
+
+    @model_validator(mode="after")
+    def _answers_can_be_had(self) -> Self:
+        if self.samples > 1 and not self.sample_temperature:
+            raise ValueError("several samples need a sample_temperature above 0: the likeliest answer is one")
+        if self.kind == "sequence" and self.answers == "reference":
+            raise ValueError("cross-entropy on reference answers is sft: take kind: logit, or answers: teacher")
+        return self
 
 
 class PairSettings(Section):
@@ -515,7 +584,7 @@ class Resources(Section):
 
 Graph = Literal["post_training", "retrieval"]
 GRAPHS: dict[Graph, tuple[str, ...]] = {
-    "post_training": ("sft", "preference", "rl", "classifier"),
+    "post_training": ("pretrain", "sft", "distill", "preference", "rl", "classifier"),
     "retrieval": ("embedding",),
 }
 """Each graph's sections that train a model, in the order of the climb."""
@@ -539,8 +608,10 @@ class Recipe(Section):
     """`package:NAME`, a hub name, a folder, `s3://bucket/prefix` or `models:/name@alias`."""
     seed: int = Field(0, ge=0)
     data: DataSettings = DataSettings()
+    pretrain: PretrainSettings | None = None
     sft: SFTSettings | None = SFTSettings()
     """None (or false) leaves the stage out; so with each stage."""
+    distill: DistillSettings | None = None
     preference: PreferenceSettings | None = PreferenceSettings()
     rl: RLSettings | None = RLSettings()
     reward_model: RewardModelSettings | None = None

@@ -17,7 +17,9 @@ def evaluate(
     champion: Input[Model],
     results: Output[Dataset],
     summary: Output[Metrics],
+    pretrain: Optional[Input[Model]] = None,
     sft: Optional[Input[Model]] = None,
+    distill: Optional[Input[Model]] = None,
     preference: Optional[Input[Model]] = None,
     rl: Optional[Input[Model]] = None,
     classifier: Optional[Input[Model]] = None,
@@ -33,10 +35,12 @@ def evaluate(
         champion: The model in service, or an artifact of kind `none`.
         results: `Result` rows, one per arm and example.
         summary: Mean and interval by arm and metric, overall and by slice.
-        sft: Output of that stage, if the recipe has it.
-        preference: As `sft`.
-        rl: As `sft`.
-        classifier: As `sft`.
+        pretrain: Output of that stage, if the recipe has it.
+        sft: As `pretrain`.
+        distill: As `pretrain`.
+        preference: As `pretrain`.
+        rl: As `pretrain`.
+        classifier: As `pretrain`.
     """
     import time
     from pathlib import Path
@@ -51,7 +55,8 @@ def evaluate(
 
     start = time.monotonic()
     wanted, chosen = EvaluateSettings.model_validate(settings), get_task(task)
-    stages = {"sft": sft, "preference": preference, "rl": rl, "classifier": classifier}
+    stages = {"pretrain": pretrain, "sft": sft, "distill": distill, "preference": preference, "rl": rl}
+    stages["classifier"] = classifier
     given = {**stages, "candidate": candidate, "champion": champion}
     artifacts = {"baseline": baseline} | {arm: model for arm, model in given.items() if model is not None}
     manifests = {arm: read_manifest(model.path, "model", "none") for arm, model in artifacts.items()}

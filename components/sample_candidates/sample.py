@@ -1,19 +1,15 @@
 """Answers of a model to the preference split, scored by the task's verifier."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..contracts.artifacts import digest_of, write_atomically
 from ..contracts.errors import DataError
 from ..contracts.metrics import Summary
 from ..contracts.recipe import PairSettings
 from ..contracts.rows import Candidate, Example
-from ..runtime.context import progress
 from ..shared.chat import prompt_ids
-from ..shared.generate import Generation, Generator, plan_batches
+from ..shared.generate import Generation, Generator, kept_responses
 from ..shared.tasks.task import Task
 
 BATCH = 64
@@ -42,31 +38,21 @@ def sample_candidates(
             "the preference split is empty", where="preference.parquet", fix="raise its share in data.shares"
         )
     prompts = [prompt_ids(generator.tokenizer, example.prompt) for example in chosen]
-    sampled = _sample(generator, prompts, settings, seed, work)
+    sampled = kept_responses(
+        generator,
+        prompts,
+        max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        samples=settings.samples,
+        seed=seed,
+        work=work,
+        batch_size=BATCH,
+    )
     return [
         candidate
         for example, answers in zip(chosen, sampled, strict=True)
         for candidate in _candidates(task, example, answers, settings.include_reference)
     ]
-
-
-def _sample(
-    generator: Generator, prompts: list[list[int]], settings: PairSettings, seed: int, work: Path
-) -> list[list[Generation]]:
-    """Sample batch by batch. A prompt's random numbers are its own, so a batch taken from disk changes no other."""
-    wanted: dict[str, Any] = {"max_new_tokens": settings.max_new_tokens, "samples": settings.samples}
-    found: dict[int, list[Generation]] = {}
-    for batch in plan_batches(prompts, **wanted, batch_size=BATCH):
-        key = digest_of([batch, settings.model_dump(mode="json"), seed, [prompts[index] for index in batch]])
-        path = work / f"samples-{key[:16]}.json"
-        if path.is_file():
-            made = [(index, [Generation(**one) for one in answers]) for index, answers in json.loads(path.read_bytes())]
-        else:
-            made = generator.run(prompts, batch, **wanted, temperature=settings.temperature, seed=seed)
-            write_atomically(path, json.dumps([(index, [asdict(one) for one in answers]) for index, answers in made]))
-        found |= dict(made)
-        progress(len(found), len(prompts), "prompts")
-    return [found[index] for index in range(len(prompts))]
 
 
 def _candidates(task: Task, example: Example, answers: list[Generation], with_reference: bool) -> list[Candidate]:

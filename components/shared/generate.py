@@ -10,6 +10,7 @@ their own (of the seed, the prompt's place in the call and the sample's number).
 """
 
 import hashlib
+import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +22,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..contracts.artifacts import digest_of, write_atomically
 from ..contracts.errors import ModelError
+from ..runtime import context
 from .llama import Cache, LlamaDecoder, is_supported
 from .models import load_model, load_tokenizer, model_digest, multiplies_bf16, set_threads
 from .responses import ResponseStore
@@ -344,6 +347,46 @@ def shared_tokens(prompts: list[list[int]]) -> int:
     count = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(low, high, strict=False)))
     count = min(count, min(map(len, prompts)) - 1)
     return count if count >= MIN_SHARED else 0
+
+
+def kept_responses(
+    generator: Generator,
+    prompts: list[list[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    samples: int,
+    seed: int,
+    work: Path,
+    batch_size: int = 64,
+) -> list[list[Generation]]:
+    """Return what `Generator.generate` would, keeping each finished batch in a folder and going on from there.
+
+    A prompt's random numbers are its own, so a batch taken from disk changes no other.
+
+    Args:
+        generator: Of the model to ask.
+        prompts: Token ids.
+        max_new_tokens: As for `Generator.generate`; so with the others.
+        temperature: 0 is greedy.
+        samples: Per prompt.
+        seed: Of the samples.
+        work: The task's work folder: one model, whatever is asked of it.
+        batch_size: Generations computed together.
+    """
+    wanted: dict[str, Any] = {"max_new_tokens": max_new_tokens, "samples": samples}
+    found: dict[int, list[Generation]] = {}
+    for batch in plan_batches(prompts, **wanted, batch_size=batch_size):
+        key = digest_of([batch, wanted, temperature, seed, [prompts[index] for index in batch]])
+        path = work / f"samples-{key[:16]}.json"
+        if path.is_file():
+            made = [(index, [Generation(**one) for one in answers]) for index, answers in json.loads(path.read_bytes())]
+        else:
+            made = generator.run(prompts, batch, **wanted, temperature=temperature, seed=seed)
+            write_atomically(path, json.dumps([(index, [asdict(one) for one in answers]) for index, answers in made]))
+        found |= dict(made)
+        context.progress(len(found), len(prompts), "prompts")
+    return [found[index] for index in range(len(prompts))]
 
 
 def greedy_responses(

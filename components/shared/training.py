@@ -28,6 +28,8 @@ from .llama import is_supported
 from .models import check_model, load_model, load_tokenizer, multiplies_bf16, save_model, set_threads
 from .packing import pack, tree_mask, use_tree_attention
 
+IGNORED = -100
+"""Label of a token without loss (PyTorch's cross entropy)."""
 CHECKPOINTS = 2
 """Complete checkpoints kept: the newest, and one before it should that one be damaged."""
 MIN_WEIGHT_CHANGE = 1e-6
@@ -170,7 +172,44 @@ def adapter(settings: TrainSettings) -> Any:
     )
 
 
-def score_answers_only(trainer: Any, temperature: float = 1.0) -> None:
+def check_labels(rows: Sequence[dict[str, list[int]]], prepared: Any) -> None:
+    """Assert token by token that the loss is on what is to be learned alone.
+
+    Args:
+        rows: `input_ids`, and a `completion_mask` with 1 where there is a loss.
+        prepared: The trainer's rows.
+
+    Raises:
+        TrainingError: The trainer prepared the rows otherwise (a changed TRL).
+    """
+    for row, made in zip(rows, prepared, strict=True):
+        wanted = [
+            token if kept else IGNORED for token, kept in zip(row["input_ids"], row["completion_mask"], strict=True)
+        ]
+        if made["labels"] != wanted:
+            raise TrainingError(
+                "TRL prepared the labels otherwise than on the tokens to be learned alone",
+                fix="install the pinned trl (requirements.lock)",
+            )
+
+
+def answer_logits(trainer: Any, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+    """Return a model's next-token logits where there is a label, [labels, vocabulary].
+
+    Args:
+        trainer: Says where it trains; on a CPU `score_answers_only` has seen the model.
+        model: The trainer's, as it is wrapped, or another on the same tokens.
+        inputs: A padded batch with `labels`.
+    """
+    given = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    if trainer.args.use_cpu:
+        made = model(**given, labels=inputs["labels"], use_cache=False, fused_lm_head=True, only_logits=True)
+        return made.logits
+    logits = model(**given, use_cache=False).logits[:, :-1]
+    return logits[inputs["labels"][:, 1:] != IGNORED].float()
+
+
+def score_answers_only(trainer: Any, temperature: float = 1.0, model: Any = None) -> None:
     """On a CPU, let the trainer's model compute each token once, and logits only where there is a label.
 
     TRL's fused head does the latter on a GPU; on a CPU it scores every position, prompt and padding too, and twice.
@@ -179,29 +218,35 @@ def score_answers_only(trainer: Any, temperature: float = 1.0) -> None:
     Args:
         trainer: One of TRL's that calls its model with `fused_lm_head=True`.
         temperature: That TRL's head was given.
+        model: Another model than the trainer's.
     """
     if not trainer.args.use_cpu:
         return
+    from transformers.modeling_outputs import CausalLMOutput
     from trl.trainer.utils import FusedCausalLMOutput
 
-    model = trainer.model
+    model = trainer.model if model is None else model
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
     before = model.forward
     if is_supported(model):
         use_tree_attention(model)
 
-    def forward(*positional: Any, fused_lm_head: bool = False, labels: Any = None, **named: Any) -> Any:
+    def forward(
+        *positional: Any, fused_lm_head: bool = False, labels: Any = None, only_logits: bool = False, **named: Any
+    ) -> Any:
         if not fused_lm_head:
             return before(*positional, **({"labels": labels} if labels is not None else {}), **named)
         if named.get("output_router_logits"):  # a mixture of experts, whose balance TRL's head accounts for
             return before(*positional, fused_lm_head=True, labels=labels, **named)
         wanted = labels[:, 1:]
-        mask = wanted != -100
+        mask = wanted != IGNORED
         states, place = hidden_states(model, *positional, **{**named, "use_cache": False})
         asked, which = place[:, :-1][mask].unique(return_inverse=True)
         logits = model.get_output_embeddings()(states[asked]).float()  # [tokens asked, vocabulary]
         if temperature != 1:
             logits = logits / temperature
+        if only_logits:
+            return CausalLMOutput(logits=logits[which])
         every = logits.log_softmax(-1)
         scored = every[which, wanted[mask]]
         with torch.no_grad():

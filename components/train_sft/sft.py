@@ -8,15 +8,12 @@ from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
 from ..contracts.artifacts import read_manifest
-from ..contracts.errors import DataError, TrainingError
+from ..contracts.errors import DataError
 from ..contracts.recipe import SFTSettings
 from ..contracts.rows import Example, read_rows
 from ..shared import training
 from ..shared.chat import completion_ids, prompt_ids
 from ..shared.summary import write_summary
-
-IGNORED = -100
-"""Label of a token without loss (PyTorch's cross entropy)."""
 
 
 def fine_tune(settings: SFTSettings, task: str, seed: int, base: str, data: str, output: str, summary: Any) -> None:
@@ -91,24 +88,6 @@ def make_trainer(
         callbacks=[watcher],
     )
     if not settings.packing:
-        check_labels(rows, trainer.train_dataset)
+        training.check_labels(rows, trainer.train_dataset)
     training.score_answers_only(trainer)
     return trainer, watcher
-
-
-def check_labels(rows: list[dict[str, list[int]]], prepared: Any) -> None:
-    """Assert token by token that the loss is on the answer alone.
-
-    Raises:
-        TrainingError: The trainer prepared the rows otherwise (a changed TRL).
-    """
-    for row, made in zip(rows, prepared, strict=True):
-        wanted = [
-            token if kept else IGNORED for token, kept in zip(row["input_ids"], row["completion_mask"], strict=True)
-        ]
-        if made["labels"] != wanted:
-            raise TrainingError(
-                "TRL prepared the labels otherwise than on the assistant's tokens alone",
-                where="train_sft",
-                fix="install the pinned trl (requirements.lock)",
-            )

@@ -19,14 +19,18 @@ def write_report(
     judging: Input[Metrics],
     data: Input[Dataset],
     report: Output[HTML],
+    pretrain: Optional[Input[Metrics]] = None,
     sft: Optional[Input[Metrics]] = None,
+    distill: Optional[Input[Metrics]] = None,
     candidates: Optional[Input[Metrics]] = None,
     pairs: Optional[Input[Metrics]] = None,
     preference: Optional[Input[Metrics]] = None,
     reward_model: Optional[Input[Metrics]] = None,
     rl: Optional[Input[Metrics]] = None,
     classifier: Optional[Input[Metrics]] = None,
+    select_pretrain: Optional[Input[Metrics]] = None,
     select_sft: Optional[Input[Metrics]] = None,
+    select_distill: Optional[Input[Metrics]] = None,
     select_preference: Optional[Input[Metrics]] = None,
     select_rl: Optional[Input[Metrics]] = None,
     select_classifier: Optional[Input[Metrics]] = None,
@@ -45,14 +49,18 @@ def write_report(
         judging: Summary of `judge`.
         data: The splits; reads test.parquet for prompts and references.
         report: One HTML file that asks for no other.
-        sft: Summary of that training step; as all below, None where the recipe has no such stage.
+        pretrain: Summary of that training step; as all below, None where the recipe has no such stage.
+        sft: Summary of that training step.
+        distill: Summary of that training step.
         candidates: Summary of `sample_candidates`.
         pairs: Summary of `build_preferences`.
         preference: Summary of that training step.
         reward_model: Summary of `train_reward`.
         rl: Summary of that training step.
         classifier: Summary of that training step.
+        select_pretrain: That step's verdict on its own output.
         select_sft: Whether that stage's model replaced its input.
+        select_distill: As `select_sft`.
         select_preference: As `select_sft`.
         select_rl: As `select_sft`.
         select_classifier: As `select_sft`.
@@ -67,8 +75,12 @@ def write_report(
     given = {
         "validation": validation,
         "splits": splits,
+        "pretrain": pretrain,
+        "select_pretrain": select_pretrain,
         "sft": sft,
         "select_sft": select_sft,
+        "distill": distill,
+        "select_distill": select_distill,
         "candidates": candidates,
         "pairs": pairs,
         "reward_model": reward_model,

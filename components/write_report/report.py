@@ -25,6 +25,7 @@ SERIES = {
     "token_accuracy": "Answer tokens foreseen",
     "accuracy": "Pairs ranked right",
     "margin": "Reward margin",
+    "divergence": "Distance to the teacher",
     "kl": "KL from the start, nats per token",
     "value_loss": "Value loss",
     "informative_groups": "Groups with a gradient",
@@ -288,7 +289,8 @@ def stages(run: Run) -> list[dict[str, Any]]:
             kept = chosen.get("chosen") == "challenger"
             row |= {"state": "pass" if kept else "fail", "verdict": "Kept" if kept else "Left out"}
             row["reason"] = str(chosen.get("reason") or "")
-            row |= _measured(chosen, by_name.get(str(chosen.get("metric")), run.metrics[0]))
+            metric = by_name.get(str(chosen.get("metric")))
+            row |= _measured(chosen, metric) if metric else {}  # a stage may go by something that is not of the task
         elif stage in run.summaries and len(run.recipe.stages) == 1:
             row |= {"state": "pass", "verdict": "The candidate", "reason": "There is no other stage; the gate decides."}
         elif stage in run.summaries:

@@ -44,7 +44,7 @@ def test_the_loss_is_on_the_answers_tokens_alone(tiny_model: Path) -> None:
     seen = set()
     for batch in trainer.get_train_dataloader():
         for ids, labels, attention in zip(batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True):
-            learned = labels != sft.IGNORED
+            learned = labels != training.IGNORED
             answer = tuple(labels[learned].tolist())
             seen.add(answer)
             end = int(attention.sum())
@@ -58,11 +58,11 @@ def test_the_loss_is_on_the_answers_tokens_alone(tiny_model: Path) -> None:
 @pytest.mark.parametrize("place", [0, -1])
 def test_labels_that_deviate_by_one_token_are_refused(place: int, tiny_model: Path) -> None:
     trainer, _, rows = trainer_on(tiny_model, TINY)
-    sft.check_labels(rows, trainer.train_dataset)
+    training.check_labels(rows, trainer.train_dataset)
     made = [dict(row) for row in trainer.train_dataset]
-    made[2]["labels"][place] = sft.IGNORED if place else made[2]["input_ids"][0]
-    with pytest.raises(TrainingError, match="assistant's tokens alone"):
-        sft.check_labels(rows, made)
+    made[2]["labels"][place] = training.IGNORED if place else made[2]["input_ids"][0]
+    with pytest.raises(TrainingError, match="tokens to be learned alone"):
+        training.check_labels(rows, made)
 
 
 def test_a_run_learns_saves_and_tells(tiny_model: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import trl
-from trl import DPOTrainer, GRPOConfig, GRPOTrainer
+from trl import DPOTrainer, GRPOConfig, GRPOTrainer, SFTTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import FusedCausalLMOutput
 
@@ -23,6 +23,7 @@ METHODS: dict[tuple[Any, str], list[str]] = {
     ],
     (GRPOTrainer, "_tokenize_prompts"): ["prompts"],
     (GRPOTrainer, "_compute_loss"): ["model", "inputs"],
+    (SFTTrainer, "compute_loss"): ["model", "inputs", "return_outputs", "num_items_in_batch"],
 }
 """What our trainers override or call, and the arguments by which they do it."""
 

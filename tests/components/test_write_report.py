@@ -368,6 +368,18 @@ def test_stages_that_did_not_run_leave_no_hole(tmp_path: Path) -> None:
         assert words not in page.text
 
 
+def test_a_verdict_on_something_that_is_no_metric_of_the_task_shows_no_measured_columns(tmp_path: Path) -> None:
+    fixture = Fixture(tmp_path, n=60)
+    told = {"chosen": "incumbent", "metric": "log_perplexity", "difference": {"mean": 0.1}, "reason": "perplexity rose"}
+    fixture.summary("select_pretrain", "select_pretrain", "incumbent", 1.0, told)
+    text = fixture.render(pretrain={"corpus": "text"})
+    row = text[text.index("perplexity rose") - 900 :].partition("perplexity rose")[0].rpartition("<tr")[2]
+    assert "Continued pre-training" in row
+    assert "Left out" in row
+    assert "→" not in row
+    assert "→" in text.partition("perplexity rose")[2].partition("</tr>")[2].partition("</tr>")[0]  # SFT's
+
+
 def test_missed_unsafe_directions_come_first(run: Fixture) -> None:
     text = run.render()
     against_sft = text[text.index("Candidate against SFT") :]

@@ -113,6 +113,35 @@ def test_stages_can_be_left_out(tmp_path):
     assert not {"train-preference", "train-rl", "sample-candidates", "build-preferences", "select-model-2"} & {*names}
 
 
+def test_pre_training_and_distillation_stand_in_the_order_of_the_climb(tmp_path):
+    recipe = Recipe(
+        name="long",
+        pretrain={"corpus": "/text/corpus.jsonl", "general": "/text/general.txt"},
+        distill={"teacher": "models:/big@champion", "kind": "logit"},
+    )
+    assert list(recipe.stages) == ["pretrain", "sft", "distill", "preference", "rl"]
+    ir = next(yaml.safe_load_all(compile_recipe(recipe, tmp_path / "long.yaml").read_text()))
+    tasks = ir["root"]["dag"]["tasks"]
+
+    def source(task: str, name: str) -> str:
+        return tasks[task]["inputs"]["artifacts"][name]["taskOutputArtifact"]["producerTask"]
+
+    def uri(name: str) -> str:
+        component = ir["components"][tasks[source("train-pretrain", name)]["componentRef"]["name"]]
+        return ir["deploymentSpec"]["executors"][component["executorLabel"]]["importer"]["artifactUri"]["constant"]
+
+    assert (uri("corpus"), uri("general")) == ("/text/corpus.jsonl", "/text/general.txt")
+    assert source("train-pretrain", "base") == "import-model"
+    assert source("train-sft", "base") == "train-pretrain"  # which decides by itself: no select_model between
+    assert source("train-distill", "base") == "select-model"
+    teacher = source("train-distill", "teacher")
+    assert tasks[teacher]["inputs"]["parameters"]["reference"]["runtimeValue"]["constant"] == "models:/big@champion"
+    assert source("train-preference", "base") == "select-model-2"
+    assert {"pretrain", "sft", "distill", "preference", "rl"} <= tasks["evaluate"]["inputs"]["artifacts"].keys()
+    shown = {"pretrain", "select_pretrain", "distill", "select_distill"}
+    assert shown <= tasks["write-report"]["inputs"]["artifacts"].keys()
+
+
 def test_rows_of_ones_own_are_imported_and_are_a_parameter(tmp_path):
     path = compile_recipe(Recipe.load(FLAGSHIP), tmp_path / "data.yaml", "/rows/mine.jsonl")
     ir = next(yaml.safe_load_all(path.read_text()))
