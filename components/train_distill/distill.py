@@ -99,7 +99,8 @@ def distill(
             where="distill",
             fix="raise max_new_tokens or max_tokens, take only_right: false, or take a better teacher",
         )
-    learned = load_model(teacher) if settings.kind == "logit" else None
+    halved = training.device(settings) == "cuda" and settings.precision == "bf16"
+    learned = load_model(teacher, dtype="bfloat16" if halved else "float32") if settings.kind == "logit" else None
     trainer, watcher = make_trainer(model, tokenizer, rows, settings, seed, learned)
     training.train(trainer, watcher)
     training.save(trainer, tokenizer, output, parents["base"], {"stage": "distill", "task": task})
