@@ -332,7 +332,7 @@ def train(trainer: Any, watcher: Watcher) -> None:
         TrainingError: The disk is full; checkpoints written before are kept.
     """
     folder = Path(trainer.args.output_dir)
-    if trainer.args.process_index == 0:
+    if os.environ.get("RANK", "0") == "0":
         newest_checkpoint(folder)  # removes what is damaged, before another process looks
     agreed(True)
     latest = newest_checkpoint(folder)

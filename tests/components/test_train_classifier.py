@@ -388,13 +388,14 @@ def test_the_served_classifier_repeats_the_trained_one(trained: Path, tmp_path: 
     assert {answer.text for answer in expected} <= set(WORDS)
 
 
-def test_the_component_is_wired_by_the_same_names_as_its_recipe_section() -> None:
-    from assay.components.contracts.recipe import STAGES, Recipe
+def test_every_stage_is_wired_by_the_names_of_its_recipe_section() -> None:
+    from assay.components.contracts.recipe import GRAPHS, Recipe
     from assay.components.evaluate.component import evaluate
     from assay.components.write_report.component import write_report
 
-    assert "classifier" in STAGES
+    stages = GRAPHS["post_training"]
+    assert "classifier" in stages
     assert Recipe(name="a", classifier=False).classifier is None
-    for component, names in ((evaluate, STAGES), (write_report, [*STAGES, *(f"select_{name}" for name in STAGES)])):
+    for component, names in ((evaluate, stages), (write_report, [*stages, *(f"select_{name}" for name in stages)])):
         assert set(names) <= set(component.component_spec.inputs)
     assert isinstance(dsl.Model, type)
