@@ -330,6 +330,12 @@ class RewardModelSettings(PairSettings, TrainSettings):
     center: float = Field(0.01, ge=0)
     """Weight of the squared sum of a pair's rewards: keeps them around 0 (Eisenstein et al. 2023, arXiv:2312.09244)."""
 
+    @model_validator(mode="after")
+    def _head_is_whole(self) -> Self:
+        if self.method == "qlora":
+            raise ValueError("a reward model trains by method: full or lora")
+        return self
+
 
 class PPOSettings(Section):
     """What `algorithm: ppo` has beside the rest of `rl`."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from transformers import AutoModelForSequenceClassification
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "fixtures"))
@@ -156,3 +157,8 @@ def test_a_model_that_ranks_no_better_than_a_coin_fails(tiny_model: Path, tmp_pa
     with pytest.raises(TrainingError, match="ranks_held_out_pairs") as error:
         train_step.run("reward", SETTINGS["reward"], str(tiny_model), str(data), str(tmp_path))
     assert "max_pairs" in error.value.fix
+
+
+def test_weights_of_four_bits_are_refused() -> None:
+    with pytest.raises(ValidationError, match="full or lora"):
+        RewardModelSettings(method="qlora")
