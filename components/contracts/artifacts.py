@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from .errors import DataError
 
 MANIFEST = "manifest.json"
+ENCODING = "embedding.json"
+"""Says of a folder that it is an encoder, and how it is used (`embed.py`)."""
 METADATA = ".assay-metadata.json"
 """What an engine without a metadata store keeps beside an artifact's files."""
 UNSEALED = frozenset({"timing.json", METADATA})
@@ -191,3 +193,8 @@ def link_tree(source: str | Path, target: str | Path) -> None:
             shutil.copy2(one, other)
 
     shutil.copytree(source, target, copy_function=copy, dirs_exist_ok=True)
+
+
+def is_encoder(folder: str | Path) -> bool:
+    """Return whether a model folder is an encoder: it gives vectors, not text."""
+    return (Path(folder) / ENCODING).is_file()

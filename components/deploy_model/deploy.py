@@ -3,7 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from assay.components.contracts.artifacts import read_manifest
+from assay.components.contracts.artifacts import is_encoder, read_manifest
 from assay.components.contracts.errors import RegistryError
 from assay.components.contracts.recipe import EvaluateSettings
 from assay.components.shared import registry
@@ -60,8 +60,6 @@ def check_parity(
         RegistryError: The served model answers otherwise.
         DataError: An input is not what its manifest says.
     """
-    from assay.components.shared.models import is_encoder
-
     from .parity import compare, compare_vectors, golden_prompts, served_answers, trained_answers
 
     read_manifest(candidate, "model")

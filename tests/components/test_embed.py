@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from assay.components.contracts.artifacts import is_encoder
 from assay.components.contracts.errors import ModelError
 from assay.components.runtime.context import cache_folder
 from assay.components.shared import embed as work
 from assay.components.shared.embed import Encoding, embed, plan, read_encoding, write_encoding
-from assay.components.shared.models import is_encoder, load_model, load_tokenizer
+from assay.components.shared.models import load_model, load_tokenizer
 
 TEXTS = ["short", "Store Velmorin (brand Axilto) below 25 °C.", "a" * 300, "one two three four five", "Short"]
 

@@ -49,7 +49,10 @@ def call(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("run", "nosuch"), "choose one of: medication-directions"),
+        (
+            ("run", "nosuch"),
+            "choose one of: engineering-qa, medication-directions, pharmacy-retrieval, product",
+        ),
         (("run", "nosuch.yaml"), "nosuch.yaml: cannot be read"),
         (("run", "."), "cannot be read"),
         (("run", FLAGSHIP, "--data", "nope.jsonl"), "nope.jsonl: there is no such file or folder"),
