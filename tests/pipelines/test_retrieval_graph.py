@@ -65,6 +65,7 @@ def test_a_graph_has_its_own_stages_only() -> None:
         Recipe.model_validate({"name": "climb", "embedding": {"epochs": 2}})
 
 
+@pytest.mark.heavy
 def test_the_steps_of_the_graph_fit_together(base_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From rows to champion and report, on two layers of the base model, in one process."""
     from assay.components.contracts.artifacts import read_manifest
