@@ -94,18 +94,8 @@ class Stages(Wiring):
 
     def decide(self) -> None:
         """Add the evaluation of every stage, and what follows it."""
-        recipe = self.recipe
-        champion = self.find_champion()
-        measured = evaluate(
-            settings=recipe.evaluate.model_dump(mode="json"),
-            task=recipe.task,
-            data=self.data,
-            baseline=self.base,
-            candidate=self.best,
-            champion=champion,
-            **self.stages,
-        )
-        place(measured.set_display_name("Evaluate every arm"), recipe, "generate")
+        measured = evaluate(**self.compared(), **self.stages)
+        place(measured.set_display_name("Evaluate every arm"), self.recipe, "generate")
         self.conclude(measured)
 
     def _pretrain(self, pretrain: PretrainSettings) -> None:

@@ -55,15 +55,6 @@ class Search(Wiring):
 
     def decide(self) -> None:
         """Add the evaluation of every search, and what follows it."""
-        recipe = self.recipe
-        champion = self.find_champion()
-        measured = evaluate_retrieval(
-            settings=recipe.evaluate.model_dump(mode="json"),
-            task=recipe.task,
-            data=self.data,
-            baseline=self.base,
-            candidate=self.best,
-            champion=champion,
-        )
-        place(measured.set_display_name("Evaluate every search"), recipe, "generate")
+        measured = evaluate_retrieval(**self.compared())
+        place(measured.set_display_name("Evaluate every search"), self.recipe, "generate")
         self.conclude(measured)

@@ -61,7 +61,18 @@ class Wiring:
         """Return what every training step is told."""
         return {"settings": settings.model_dump(mode="json"), "task": self.recipe.task, "seed": self.recipe.seed}
 
-    def find_champion(self) -> Any:
+    def compared(self) -> dict[str, Any]:
+        """Return what every evaluation is given: the held-out rows, and the models to compare on them."""
+        return {
+            "settings": self.recipe.evaluate.model_dump(mode="json"),
+            "task": self.recipe.task,
+            "data": self.data,
+            "baseline": self.base,
+            "candidate": self.best,
+            "champion": self._find_champion(),
+        }
+
+    def _find_champion(self) -> Any:
         """Add the question which model the best one must beat, and return it."""
         champion = find_champion(name=self.recipe.name, candidate=self.best)
         place(champion.set_display_name("Find champion"), self.recipe, "light")

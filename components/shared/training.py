@@ -489,6 +489,24 @@ def loss_ends(points: Sequence[dict[str, float]]) -> tuple[float, float]:
     return sum(losses[:count]) / count, sum(losses[-count:]) / count
 
 
+def ends(points: Sequence[dict[str, float]], name: str) -> tuple[float, float]:
+    """Return the mean of a number over the first and over the last quarter of the steps."""
+    values = [point[name] for point in points if name in point]
+    count = max(1, len(values) // 4)
+    return sum(values[:count]) / count, sum(values[-count:]) / count
+
+
+def loss_fell(points: Sequence[dict[str, float]], fix: str) -> dict[str, tuple[bool, str]]:
+    """Return the check that the loss fell, for `check_effect`.
+
+    Args:
+        points: The curve.
+        fix: What to try beside a higher rate and more epochs.
+    """
+    first, last = loss_ends(points)
+    return {"loss_fell": (last < first, f"raise learning_rate or epochs; {fix}")}
+
+
 def summary(
     step: str,
     headline: str,

@@ -109,7 +109,7 @@ def distill(
     effect = training.check_effect(
         training.weight_change(base, output),
         points,
-        {"loss_fell": (last < first, "raise learning_rate or epochs; take a teacher that is another model")},
+        training.loss_fell(points, "take a teacher that is another model"),
     )
     told = training.summary(
         "train_distill",

@@ -54,7 +54,7 @@ def fine_tune(
     effect = training.check_effect(
         training.weight_change(base, output),
         points,
-        {"loss_fell": (last < first, "raise learning_rate or epochs; look for questions whose passage is not theirs")},
+        training.loss_fell(points, "look for questions whose passage is not theirs"),
     )
     told = training.summary(
         "train_embedding",

@@ -127,7 +127,7 @@ def tune(settings: PreferenceSettings, task: str, seed: int, base: str, pairs: s
     after = ranked_right(trainer, unseen)
     training.save(trainer, tokenizer, output, parents["base"], {"stage": "preference", "task": task})
     points = training.curve(trainer, NAMES)
-    accuracy, margin = _last(points, "accuracy"), _last(points, "margin")
+    accuracy, margin = (training.ends(points, name)[1] for name in ("accuracy", "margin"))
     effect = training.check_effect(
         training.weight_change(base, output),
         points,
@@ -271,10 +271,3 @@ def _held_out_words(before: list[bool], after: list[bool]) -> str:
     if not after:
         return ""
     return f"; of {len(after)} held-out pairs {sum(before) / len(before):.0%} → {sum(after) / len(after):.0%}"
-
-
-def _last(points: list[dict[str, float]], name: str) -> float:
-    """Return the mean of a number over the last quarter of the steps."""
-    values = [point[name] for point in points if name in point]
-    kept = values[-max(1, len(values) // 4) :]
-    return sum(kept) / len(kept)

@@ -194,7 +194,7 @@ def tune(settings: RLSettings, task: str, seed: int, base: str, data: str, outpu
             )
         },
     )
-    first, last = ends(sampled, "reward")
+    first, last = training.ends(sampled, "reward")
     told = training.summary(
         "train_rl",
         f"{settings.title}, {len(points)} steps: reward of the samples {first:.3f} → {last:.3f}, "
@@ -314,10 +314,3 @@ def make_reward(score: Score, tokenizer: Any, settings: RLSettings) -> Any:
         return [round(one * REWARD_STEPS) / REWARD_STEPS for one in rewards]
 
     return reward
-
-
-def ends(points: list[dict[str, float]], name: str) -> tuple[float, float]:
-    """Return the mean of a number over the first and over the last quarter of the steps."""
-    count = max(1, len(points) // 4)
-    values = [point[name] for point in points]
-    return sum(values[:count]) / count, sum(values[-count:]) / count

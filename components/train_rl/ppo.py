@@ -37,7 +37,7 @@ from ..shared.packing import use_tree_attention
 from ..shared.rewards import open_rewards
 from ..shared.summary import write_summary
 from ..shared.tasks.task import Task, get_task
-from .grpo import ends, prompts
+from .grpo import prompts
 from .ppo_terms import (
     advantages_and_returns,
     kl_terms,
@@ -338,7 +338,7 @@ def tune(
     training.train(trainer, watcher)
     training.save(trainer, tokenizer, output, parents["base"], {"stage": "rl", "task": task})
     points = training.curve(trainer, NAMES)
-    nats, limit = ends(points, "kl")[1], settings.ppo.max_kl
+    nats, limit = training.ends(points, "kl")[1], settings.ppo.max_kl
     effect = training.check_effect(
         training.weight_change(base, output),
         points,
@@ -355,7 +355,7 @@ def tune(
             ),
         },
     )
-    first, last = ends(points, "reward")
+    first, last = training.ends(points, "reward")
     told = training.summary(
         "train_rl",
         f"PPO, {len(points)} rounds: {'reward model on' if reward else 'reward of'} the samples {first:.3f} → "
@@ -424,5 +424,5 @@ def _verified(points: Sequence[dict[str, float]]) -> dict[str, float]:
     """Return what the verifier says of the samples that a reward model judged, first and last."""
     if "verified" not in points[0]:
         return {}
-    first, last = ends(list(points), "verified")
+    first, last = training.ends(points, "verified")
     return {"verified_first": first, "verified_last": last}

@@ -32,7 +32,7 @@ def fine_tune(settings: SFTSettings, task: str, seed: int, base: str, data: str,
     effect = training.check_effect(
         training.weight_change(base, output),
         points,
-        {"loss_fell": (last < first, "raise learning_rate or epochs; look at the data for contradictions")},
+        training.loss_fell(points, "look at the data for contradictions"),
     )
     told = training.summary(
         "train_sft",

@@ -22,7 +22,7 @@ def serve(
     ] = None,
     home: Home = HOME,
 ) -> None:
-    """Serve the champion: OpenAI's /v1/chat/completions, SageMaker's /ping and /invocations."""
+    """Serve the champion: OpenAI's /v1/chat/completions (or /v1/embeddings), SageMaker's /ping and /invocations."""
     from assay.components.deploy_model import server
 
     use(home)

@@ -1,6 +1,5 @@
 """Engineering questions: the rows' source, the measures, and what the simulated expert prefers."""
 
-from importlib.util import find_spec
 from itertools import islice
 
 import numpy as np
@@ -8,20 +7,15 @@ import pytest
 
 from assay.components.contracts.errors import RecipeError
 from assay.components.contracts.recipe import Recipe
-from assay.components.shared import similarity as encoder
 from assay.components.shared.similarity import load_encoder, package_folder, similarity
 from assay.components.shared.tasks import engineering_qa
 from assay.components.shared.tasks.engineering_qa import TASK, length_ratio, overlap, words
 from assay.components.shared.tasks.task import get_task
 from assay.pipelines import cli
 
-needs_rows = pytest.mark.skipif(find_spec(engineering_qa.PACKAGE) is None, reason="zaragoza-construction-faq is absent")
-needs_encoder = pytest.mark.skipif(find_spec(encoder.PACKAGE) is None, reason="wordllama is absent")
-
 EXPERT = "A building permit takes ten weeks. The fee follows the municipal tariff."
 
 
-@needs_rows
 def test_rows_are_the_packages_in_the_seeds_order() -> None:
     rows = list(TASK.generate(503, 0))
     assert [turn["role"] for turn in rows[0]["messages"]] == ["system", "user", "assistant"]
@@ -30,7 +24,6 @@ def test_rows_are_the_packages_in_the_seeds_order() -> None:
     assert list(TASK.generate(20, 1)) != list(islice(rows, 20))
 
 
-@needs_rows
 def test_more_rows_than_there_are_is_an_error() -> None:
     with pytest.raises(RecipeError, match="503 questions, not 504"):
         next(TASK.generate(504, 0))
@@ -65,7 +58,6 @@ def test_length_ratio_leaves_outer_space_out() -> None:
     assert length_ratio("", "ab") == 0.0
 
 
-@needs_encoder
 def test_the_mean_vectors_cosine_by_hand() -> None:
     one, other = "a building permit", "the fee"
     found = load_encoder()
@@ -79,14 +71,12 @@ def test_the_mean_vectors_cosine_by_hand() -> None:
     assert similarity(one, "") == similarity("", "") == 0.0
 
 
-@needs_encoder
 def test_texts_of_one_meaning_are_nearer_than_others() -> None:
     near = similarity("The roof must be insulated.", "Insulation of the roof is required.")
     far = similarity("The roof must be insulated.", "Invoices are due after thirty days.")
     assert near > 0.6 > 0.3 > far
 
 
-@needs_encoder
 def test_the_simulated_expert_prefers_what_is_near_and_as_long() -> None:
     near = "The permit takes about ten weeks, and the fee follows the tariff of the municipality."
     far = "You should paint the facade every ten years with a breathable paint of good quality."
@@ -99,7 +89,6 @@ def test_the_simulated_expert_prefers_what_is_near_and_as_long() -> None:
     assert TASK.reward(EXPERT, EXPERT, finished=False) < 0.5
 
 
-@needs_encoder
 def test_scores_are_the_metrics_and_within_their_range() -> None:
     for text in (EXPERT, "", "fee " * 60):
         scores = TASK.score(text, EXPERT)

@@ -34,11 +34,7 @@ from assay.components.train_rl.scores import Answered, Judged, Verified
 TINY = RLSettings(**{**SETTINGS["ppo"], "precision": "fp32"})
 
 
-@pytest.fixture(autouse=True)
-def _task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("ASSAY_CPUS", "1")
-    monkeypatch.setenv("ASSAY_WORK", str(tmp_path / "work"))
-    monkeypatch.delenv("ASSAY_PROGRESS", raising=False)
+pytestmark = pytest.mark.usefixtures("task")
 
 
 @pytest.fixture(scope="module")

@@ -28,11 +28,7 @@ TINY = DistillSettings(**SETTINGS["distill"], precision="fp32")
 KINDS = ("forward", "reverse", "js")
 
 
-@pytest.fixture(autouse=True)
-def _task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("ASSAY_CPUS", "1")
-    monkeypatch.setenv("ASSAY_WORK", str(tmp_path / "work"))
-    monkeypatch.delenv("ASSAY_PROGRESS", raising=False)
+pytestmark = pytest.mark.usefixtures("task")
 
 
 @pytest.fixture(scope="module")

@@ -31,11 +31,7 @@ from assay.components.train_pretrain.component import train_pretrain
 TINY = PretrainSettings(**SETTINGS["pretrain"], precision="fp32")
 
 
-@pytest.fixture(autouse=True)
-def _task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("ASSAY_CPUS", "1")
-    monkeypatch.setenv("ASSAY_WORK", str(tmp_path / "work"))
-    monkeypatch.delenv("ASSAY_PROGRESS", raising=False)
+pytestmark = pytest.mark.usefixtures("task")
 
 
 def write(path: Path, data: str | bytes) -> Path:

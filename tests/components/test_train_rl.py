@@ -36,11 +36,7 @@ class OnlyFor(Letters):
         return super().reward(response, reference) if reference == self.reference else 0.25
 
 
-@pytest.fixture(autouse=True)
-def _task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("ASSAY_CPUS", "1")
-    monkeypatch.setenv("ASSAY_WORK", str(tmp_path / "work"))
-    monkeypatch.delenv("ASSAY_PROGRESS", raising=False)
+pytestmark = pytest.mark.usefixtures("task")
 
 
 def trainer_on(base: Path, task: Any, settings: RLSettings = TINY, count: int = 2) -> Any:

@@ -25,11 +25,7 @@ from assay.components.train_sft import sft
 TINY = SFTSettings(**SETTINGS["sft"], precision="fp32")
 
 
-@pytest.fixture(autouse=True)
-def _task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("ASSAY_CPUS", "1")
-    monkeypatch.setenv("ASSAY_WORK", str(tmp_path / "work"))
-    monkeypatch.delenv("ASSAY_PROGRESS", raising=False)
+pytestmark = pytest.mark.usefixtures("task")
 
 
 def trainer_on(base: Path, settings: SFTSettings, count: int = 4) -> tuple[Any, Any, list[dict[str, list[int]]]]:

@@ -35,11 +35,7 @@ ONE_CORE = {"ASSAY_CPUS": "1", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSI
 
 
 @pytest.fixture(autouse=True)
-def _task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What an engine gives a task."""
-    monkeypatch.setenv("ASSAY_CPUS", "1")
-    monkeypatch.setenv("ASSAY_WORK", str(tmp_path / "work"))
-    monkeypatch.delenv("ASSAY_PROGRESS", raising=False)
+def _letters(task: None, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (grpo, ppo):
         monkeypatch.setattr(module, "get_task", lambda name: train_step.Letters())
 
