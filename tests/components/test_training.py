@@ -46,6 +46,8 @@ class Lab:
     def __init__(self, base: Path, folder: Path) -> None:
         self.base, self.folder = base, folder
         self.data = {stage: train_step.data_for(stage, folder / f"{stage}-data") for stage in STAGES}
+        # Before two runs ask for it at once, or one whose base is poisoned.
+        train_step.make_teacher(base, Path(f"{self.data['distill']}-teacher"))
         self.done: dict[str, Path] = {}
 
     def uninterrupted(self, technique: str, patch: pytest.MonkeyPatch) -> Path:
