@@ -12,7 +12,7 @@ import yaml
 from ..contracts.artifacts import Manifest, digest_of, read_manifest
 from ..contracts.errors import DataError
 from ..contracts.metrics import Metric, Summary
-from ..contracts.recipe import Kind, Recipe
+from ..contracts.recipe import GRADES, Kind, Recipe
 from ..contracts.rows import Example, Result, read_rows
 from ..shared.summary import read_seconds, read_summary
 from . import cases, figures
@@ -31,6 +31,16 @@ SERIES = {
     "informative_groups": "Groups with a gradient",
 }
 """Numbers of a training curve that are worth a figure, by name."""
+SCORE = Metric(
+    name="judge_score",
+    title="Judge score",
+    better="higher",
+    unit="points",
+    low=GRADES[0],
+    high=GRADES[-1],
+    definition="The judge's grade by its rubric, 1 to 5, on examples it was shown; a reply without one is left out. "
+    "Where it is marked as advisory, the grades' agreement with labels is below the floor, and they decide nothing.",
+)
 LIGHT = ("validation", "splits", "pairs")
 """Steps that are of the kind `light`; those of a stage are `train`, any other `generate`."""
 STATES = {True: "pass", False: "fail", None: "open"}
@@ -250,18 +260,24 @@ def climb(run: Run) -> dict[str, Any]:
         ]
         title = f"{metric.title} by arm, {metric.better} is better"
         charts.append({"metric": metric, "svg": figures.dot_plot(title, dots, number(metric), metric.high)})
+    graded = run.details("judging").get("grades") or {}
+    scores = graded.get("arms") or {}
     rows = [
         {
             "arm": run.titles.get(arm, arm),
             "strong": arm == "candidate",
             "same": same if arm == "candidate" else "",
-            "cells": [cell(table, metric) for metric in metrics],
+            "cells": [
+                *(cell(table, metric) for metric in metrics),
+                *([cell({SCORE.name: scores.get(arm)}, SCORE)] if scores else []),
+            ],
         }
         for arm, table in arms.items()
     ]
     return {
         "charts": charts,
-        "metrics": metrics,
+        "metrics": [*metrics, *([SCORE] if scores else [])],
+        "advisory": {SCORE.name} if scores and not graded.get("may_decide") else set(),
         "rows": rows,
         "same": same,
         "champion": "champion" in arms,
@@ -425,8 +441,25 @@ def judge(run: Run) -> dict[str, Any]:
         else None,
         "axis": figures.strip_axis(scale, percent),
         "compared": [run.titles.get(str(arm), str(arm)) for arm in card.get("compared") or ["candidate", "baseline"]],
-        "consistency": None if card.get("swap_consistency") is None else percent(card["swap_consistency"]),
-        "rubric": card.get("rubric") or run.recipe.judge.rubric,
+        "consistency": _share(card.get("swap_consistency") or {}),
+        "rubric": card.get("rubric") or {},
+        "grades": _grades(run, card.get("grades") or {}),
+    }
+
+
+def _grades(run: Run, graded: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return what the judge card says of the grades; None where there are none."""
+    if not graded:
+        return None
+    missing = {run.titles.get(arm, arm): found["unparsed"] for arm, found in graded["arms"].items()}
+    difference = graded["difference"]
+    ends = [gain(SCORE, difference[end]) for end in ("low", "high")]
+    return {
+        "gain": f"{gain(SCORE, difference['mean'])} ({ends[0]} to {ends[1]})",
+        "n": difference["n"],
+        "agreement": _share(graded["agreement"]),
+        "may_decide": graded["may_decide"],
+        "missing": {arm: count for arm, count in missing.items() if count},
     }
 
 

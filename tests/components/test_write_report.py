@@ -11,8 +11,9 @@ from kfp import dsl
 from assay.components.contracts.artifacts import Manifest, seal
 from assay.components.contracts.errors import DataError
 from assay.components.contracts.metrics import Summary
-from assay.components.contracts.recipe import Criterion, GateSettings, Recipe
-from assay.components.contracts.rows import Example, Result, write_rows
+from assay.components.contracts.recipe import Criterion, GateSettings, JudgeSettings, Recipe, Rubric
+from assay.components.contracts.rows import Example, Grade, Result, Verdict, write_rows
+from assay.components.judge import believe
 from assay.components.shared.summary import write_summary
 from assay.components.shared.tasks.task import get_task
 from assay.components.write_report import figures
@@ -32,6 +33,14 @@ SKILL = {
     "champion": 0.74,
 }
 DIGESTS = {arm: f"{place:x}" * 64 for place, arm in enumerate(SKILL, 1)} | {"candidate": "5" * 64}
+RUBRIC = Rubric(
+    title="Medication directions",
+    version=2,
+    judged="Fields read from a direction.",
+    criteria=["The dose is right."],
+    scale={grade: f"of grade {grade}" for grade in range(1, 6)},
+    question="Which answer reads the direction correctly and would be safer to dispense from?",
+)
 OPTIONAL = ("sft", "select_sft", "candidates", "pairs", "preference", "select_preference", "rl", "select_rl")
 
 
@@ -253,22 +262,27 @@ class Fixture:
             "metrics": [metric.model_dump(mode="json") for metric in TASK.metrics],
         }
         self.summary("evaluation", "evaluate", "measured", 402.5, told)
-        told = {
-            "compared": ["candidate", "baseline"],
-            "n": 32,
-            "wins": 17,
-            "losses": 6,
-            "ties": 8,
-            "unparsed": 1,
-            "win_rate": {"mean": 0.67, "low": 0.5, "high": 0.81},
-            "swap_consistency": 0.56,
-            "agreement": {"mean": 0.62, "low": 0.44, "high": 0.77, "n": 30},
-            "floor": 0.7,
-            "equal_answers": 2,
-            "may_decide": False,
-            "rubric": "Which answer reads the direction correctly and would be safer to dispense from?",
-        }
-        self.summary("judging", "judge", "The judge is below its floor.", 61.0, told)
+        self._judge()
+
+    def _judge(self) -> None:
+        """Let it prefer the candidate more often than it errs, and grade all that was answered to 32 examples."""
+        rng, verdicts, grades = random.Random(5), [], []
+        for place, example in enumerate(self.examples[:32]):
+            first = rng.choices(["a", "b", "tie", "unparsed"], [0.6, 0.2, 0.15, 0.05])[0]
+            swapped = first if rng.random() < 0.6 else "tie"
+            winner = "tie" if first != swapped or first == "unparsed" else first
+            fields = {"arm_a": "candidate", "arm_b": "baseline", "label": "a" if place % 3 else "tie"}
+            fields |= {"example_id": example.id, "group": example.group, "longer": "b", "votes": [winner]}
+            verdicts.append(Verdict(winner=winner, first=first, swapped=swapped, **fields))
+            for arm in self.rows:
+                found = None if rng.random() < 0.1 else 1 + 4 * min(1.0, 0.8 * SKILL[arm] + 0.2 * rng.random())
+                key = {"arm": arm, "example_id": example.id, "group": example.group}
+                grades.append(Grade(grade=found, grades=[found], **key))
+        settings = JudgeSettings(rubric=RUBRIC)
+        told = believe.summarise(
+            verdicts, ("candidate", "baseline"), settings, panel={"local:5": verdicts}, grades=grades
+        )
+        self.summary("judging", "judge", told.headline, 61.0, told.details)
 
     def render(self, version: int = 3, without: tuple[str, ...] = (), **recipe: Any) -> str:
         artifacts = {name: dsl.Artifact(uri=str(self.folder / name)) for name in self.names if name not in without}
