@@ -597,6 +597,9 @@ class JudgeSettings(JudgeModel):
     """Several judges in place of the one that this section names. Their majority decides between two answers."""
     aggregate: Literal["mean", "median"] = "mean"
     """What the grade of a panel is of its judges' grades."""
+    labels: str = ""
+    """URI of people's grades of answers (`Label` rows as JSON lines), which measure the judge and correct its numbers;
+    empty: the task's verifier labels which answer is better."""
     max_examples: int = Field(32, ge=1)
     min_agreement: float = Field(0.70, ge=0, le=1)
     """The floor: a judge whose agreement with labels has a lower bound under this cannot decide anything."""

@@ -179,6 +179,22 @@ class Verdict(Row):
     )
 
 
+class Label(Row):
+    """What a person says of one answer."""
+
+    example_id: str
+    response: str
+    """The answer, to the letter as the results have it."""
+    grade: float = Field(ge=1, le=5)
+    """By the judge's rubric: 1 (worst) to 5 (best)."""
+    rater: str = ""
+    """Who; several may grade one answer."""
+
+    SCHEMA: ClassVar[pa.Schema] = pa.schema(
+        [("example_id", pa.string()), ("response", pa.string()), ("grade", pa.float64()), ("rater", pa.string())]
+    )
+
+
 class Grade(Row):
     """What the judges say of one answer by itself, from 1 (worst) to 5 (best)."""
 
@@ -190,7 +206,7 @@ class Grade(Row):
     grades: list[float | None]
     """Each judge's, in the panel's order."""
     label: float | None = None
-    """A person's grade, where one is known."""
+    """The mean of people's grades, where there is one."""
 
     SCHEMA: ClassVar[pa.Schema] = pa.schema(
         [

@@ -15,8 +15,9 @@ from ..contracts.artifacts import digest_of, write_atomically
 from ..contracts.errors import DataError
 from ..contracts.rows import Example, Result, Verdict
 from ..runtime.context import progress, work_folder
-from ..shared.judging import Answer, Judge, Question
+from ..shared.judging import Answer, Judge, Question, show_turns
 from ..shared.tasks.task import Task
+from .labels import Known
 
 CANDIDATE, REFERENCES = "candidate", ("champion", "baseline")
 BATCH = 16
@@ -74,15 +75,23 @@ def pair_up(results: Sequence[Result], examples: Sequence[Example], arms: tuple[
     return [Pair(known[example_id], a[example_id], b[example_id]) for example_id in chosen]
 
 
-def compare(pairs: Sequence[Pair], judge: Judge, task: Task, rubric: str) -> list[Verdict]:
-    """Return one judge's verdict per pair, in order. Equal answers are ties without asking."""
+def compare(pairs: Sequence[Pair], judge: Judge, task: Task, rubric: str, labels: Known | None = None) -> list[Verdict]:
+    """Return one judge's verdict per pair, in order. Equal answers are ties without asking.
+
+    Args:
+        pairs: What is compared.
+        judge: Who is asked.
+        task: Its verifier labels the better answer.
+        rubric: The question, as text.
+        labels: People's grades; where these are given, they label and the verifier does not.
+    """
     asked = [pair for pair in pairs if not pair.equal]
     questions = [question for pair in asked for question in both_orders(pair, rubric)]
     choices = iter(ask(judge.identity, judge.compare, questions, "comparisons"))
     verdicts = []
     for pair in pairs:
         first, swapped = ("tie", "tie") if pair.equal else (next(choices), next(choices))
-        verdicts.append(_verdict(pair, _by_arm(first, "a", "b"), _by_arm(swapped, "b", "a"), label(pair, task)))
+        verdicts.append(_verdict(pair, _by_arm(first, "a", "b"), _by_arm(swapped, "b", "a"), label(pair, task, labels)))
     return verdicts
 
 
@@ -107,13 +116,8 @@ def combine(panel: Sequence[Sequence[Verdict]]) -> list[Verdict]:
 
 def both_orders(pair: Pair, rubric: str) -> tuple[Question, Question]:
     """Return the question with arm a shown first, and the one with arm b shown first."""
-    text, a, b = shown(pair.example), pair.a.response, pair.b.response
+    text, a, b = show_turns(pair.example.prompt), pair.a.response, pair.b.response
     return Question(text, first=a, second=b, rubric=rubric), Question(text, first=b, second=a, rubric=rubric)
-
-
-def shown(example: Example) -> str:
-    """Return the prompt as a judge sees it."""
-    return "\n".join(f"{turn.role}: {turn.content}" for turn in example.prompt)
 
 
 def ask(identity: str, answer: Callable[[Sequence[Q]], list[A]], questions: Sequence[Q], unit: str) -> list[A]:
@@ -139,23 +143,25 @@ def ask(identity: str, answer: Callable[[Sequence[Q]], list[A]], questions: Sequ
     return answers
 
 
-def label(pair: Pair, task: Task) -> Side:
-    """Return which arm the verifier says is better: by the task's primary metric, or where it does not apply, reward.
+def label(pair: Pair, task: Task, labels: Known | None = None) -> Side | None:
+    """Return which arm's answer is better; None where people were asked, and not about both.
 
-    Two answers that are both wrong are a tie: the label says who is right, not who is nearer.
+    Without people's grades the verifier says it: by the task's primary metric, or where it does not apply, reward. Two
+    answers that are both wrong are a tie: the label says who is right, not who is nearer.
     """
+    if labels is not None:
+        ours, theirs = (labels.get((pair.example.id, result.response)) for result in (pair.a, pair.b))
+        return None if ours is None or theirs is None else _side(ours, theirs)
     metric = task.metrics[0]
     a, b = pair.a.scores.get(metric.name), pair.b.scores.get(metric.name)
     sign = 1 if metric.better == "higher" else -1
     if a is None or b is None:
         reference, sign = pair.example.reference, 1
         a, b = task.reward(pair.a.response, reference), task.reward(pair.b.response, reference)
-    if a == b:
-        return "tie"
-    return "a" if sign * (a - b) > 0 else "b"
+    return _side(sign * a, sign * b)
 
 
-def _verdict(pair: Pair, first: Said, swapped: Said, labelled: Side) -> Verdict:
+def _verdict(pair: Pair, first: Said, swapped: Said, labelled: Side | None) -> Verdict:
     winner: Side = "tie" if first != swapped or first == "unparsed" else first
     return Verdict(
         example_id=pair.example.id,
@@ -167,13 +173,13 @@ def _verdict(pair: Pair, first: Said, swapped: Said, labelled: Side) -> Verdict:
         swapped=swapped,
         label=labelled,
         asked=not pair.equal,
-        longer=_longer(pair.a.response, pair.b.response),
+        longer=_side(len(pair.a.response), len(pair.b.response)),
         votes=[winner],
     )
 
 
-def _longer(a: str, b: str) -> Side:
-    return "tie" if len(a) == len(b) else "a" if len(a) > len(b) else "b"
+def _side(a: float, b: float) -> Side:
+    return "tie" if a == b else "a" if a > b else "b"
 
 
 def _by_arm(choice: str | None, first: Side, second: Side) -> Said:

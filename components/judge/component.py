@@ -1,6 +1,6 @@
 """The wire of `judge`. The work is in `compare.py`, `grades.py` and `believe.py`; the judges in `shared/judging.py`."""
 
-from typing import Any
+from typing import Any, Optional
 
 from kfp.dsl import Dataset, Input, Metrics, Model, Output
 
@@ -16,6 +16,7 @@ def judge(
     model: Input[Model],
     verdicts: Output[Dataset],
     summary: Output[Metrics],
+    labels: Optional[Input[Dataset]] = None,
 ) -> None:
     """Let judges compare the candidate with the champion (or the baseline), and grade the answers of every arm.
 
@@ -27,6 +28,7 @@ def judge(
         model: The base model, which is the local judge named `base`.
         verdicts: `Verdict` rows, one per example, and `Grade` rows, one per arm and example; none without a judge.
         summary: Win rate, grades, agreement with the labels, and whether the judge may decide.
+        labels: `Label` rows as JSON lines: people's grades of answers. None lets the task's verifier label.
     """
     import time
     from pathlib import Path
@@ -38,6 +40,7 @@ def judge(
     from ..shared.summary import write_summary
     from ..shared.tasks.task import get_task
     from . import believe, compare, grades
+    from .labels import by_answer, card, read_labels
 
     start = time.monotonic()
     wanted, chosen = JudgeSettings.model_validate(settings), get_task(task)
@@ -48,15 +51,17 @@ def judge(
     }
     answers = read_rows(Path(results.path) / "results.parquet", Result)
     arms = compare.choose_arms(answers)
+    people = read_labels(labels.path) if labels else None
+    known = None if people is None else by_answer(people)
     said, graded = {}, []
     if judges := [judge for one in wanted.judges if (judge := open_judge(one, model.path))]:
         examples = read_rows(Path(data.path) / "test.parquet", Example)
         pairs = compare.pair_up(answers, examples, arms, wanted.max_examples)
         text = pairwise_text(wanted.rubric)
-        said = {one.identity: compare.compare(pairs, one, chosen, text) for one in judges}
+        said = {one.identity: compare.compare(pairs, one, chosen, text, known) for one in judges}
         if isinstance(wanted.rubric, Rubric):
             shown = [pair.example for pair in pairs]
-            graded = grades.grade(answers, shown, judges, grading_text(wanted.rubric), wanted.aggregate)
+            graded = grades.grade(answers, shown, judges, grading_text(wanted.rubric), wanted.aggregate, known)
     together = compare.combine(list(said.values())) if said else []
     counts = {
         "verdicts": write_rows(Path(verdicts.path) / "verdicts.parquet", together, Verdict),
@@ -64,5 +69,6 @@ def judge(
     }
     told = {"arms": list(arms), "judges": list(said), "rubric": rubric_card(wanted.rubric)}
     seal(verdicts.path, "verdicts", parents=parents, counts=counts, metadata=told)
-    table = believe.summarise(together, arms, wanted, panel=said, grades=graded)
+    counted = None if people is None else card(people, answers)
+    table = believe.summarise(together, arms, wanted, panel=said, grades=graded, labels=counted)
     write_summary(summary, table, seconds=time.monotonic() - start, parents=parents)

@@ -8,8 +8,9 @@ from statistics import mean, median
 from typing import Literal
 
 from ..contracts.rows import Example, Grade, Result
-from ..shared.judging import Answer, Judge
-from .compare import ask, shown
+from ..shared.judging import Answer, Judge, show_turns
+from .compare import ask
+from .labels import Known
 
 TOGETHER = {"mean": mean, "median": median}
 
@@ -20,6 +21,7 @@ def grade(
     judges: Sequence[Judge],
     rubric: str,
     aggregate: Literal["mean", "median"] = "mean",
+    labels: Known | None = None,
 ) -> list[Grade]:
     """Return a grade of each arm's answer to each of some examples, by arm and then in the examples' order.
 
@@ -29,12 +31,13 @@ def grade(
         judges: At least one.
         rubric: Text of what a good answer is.
         aggregate: How the grades of several judges become one.
+        labels: People's grades.
     """
     by_arm: dict[str, dict[str, Result]] = {}
     for result in results:
         by_arm.setdefault(result.arm, {})[result.example_id] = result
     rows = [(example, found[example.id]) for found in by_arm.values() for example in examples if example.id in found]
-    answers = [Answer(shown(example), result.response, rubric) for example, result in rows]
+    answers = [Answer(show_turns(example.prompt), result.response, rubric) for example, result in rows]
     distinct = list(dict.fromkeys(answers))  # arms that say the same are asked about once
     said = [dict(zip(distinct, ask(one.identity, one.grade, distinct, "grades"), strict=True)) for one in judges]
     graded = []
@@ -48,6 +51,7 @@ def grade(
                 group=example.group,
                 grade=TOGETHER[aggregate](told) if told else None,
                 grades=each,
+                label=(labels or {}).get((example.id, result.response)),
             )
         )
     return graded

@@ -41,6 +41,7 @@ TIE_MARGIN = 0.05
 LETTERS = str.maketrans("0123456789abcdef", "ABCDEFGHIJKLMNOP")
 """For fences of 56 bits: tokenizers write each digit as a token, and letters by twos or threes."""
 VERDICT = re.compile(r"\W*(?:(?:final\s+)?(?:verdict|answer|choice)\W+)?(A|B|TIE)\W*", re.IGNORECASE)
+LETTER_CLOSING = "Which answer is better? Reply with one letter: A or B."
 GRADE = re.compile(r"\W*(?:(?:final\s+)?(?:grade|score|rating)\W+)?([1-5])(?:\s*/\s*5)?\W*", re.IGNORECASE)
 PAIR_CLOSING = "Which answer is better? The last line of your reply is the verdict alone: A, B or TIE."
 GRADE_CLOSING = "The last line of your reply is the grade alone: 1, 2, 3, 4 or 5."
@@ -125,6 +126,11 @@ def open_judge(settings: JudgeModel, base: str | Path) -> Judge | None:
     return OpenAIJudge(settings.url, settings.model, os.environ.get(settings.key_variable, ""))
 
 
+def show_turns(turns: Sequence[Message]) -> str:
+    """Return a conversation as the prompt of a question."""
+    return "\n".join(f"{turn.role}: {turn.content}" for turn in turns)
+
+
 def write_question(question: Question, closing: str) -> str:
     """Return the text that is shown to a judge of two answers.
 
@@ -207,8 +213,7 @@ class LocalJudge:
 
     def gaps(self, questions: Sequence[Question]) -> list[float]:
         """Return log p("A") less log p("B") as the next token, in nats, for each question."""
-        closing = "Which answer is better? Reply with one letter: A or B."
-        logits = self._read([write_question(question, closing) for question in questions])
+        logits = self._read([write_question(question, LETTER_CLOSING) for question in questions])
         # The normaliser of the softmax cancels: a difference of logits is one of log-probabilities.
         gaps: list[float] = (logits[:, self.letters[0]] - logits[:, self.letters[1]]).double().tolist()
         return gaps

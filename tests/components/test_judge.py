@@ -243,7 +243,9 @@ def openai_server(reply: Callable[[str], str]) -> Iterator[str]:
         server.server_close()
 
 
-def run(folder: Path, model: Path, rows: list[Result], settings: JudgeSettings) -> tuple[Path, Path]:
+def run(
+    folder: Path, model: Path, rows: list[Result], settings: JudgeSettings, labels: Path | None = None
+) -> tuple[Path, Path]:
     data, answers = folder / "data", folder / "results"
     write_rows(data / "test.parquet", [example(number) for number in range(24)], Example)
     write_rows(answers / "results.parquet", rows, Result)
@@ -257,6 +259,7 @@ def run(folder: Path, model: Path, rows: list[Result], settings: JudgeSettings) 
         model=dsl.Model(uri=str(model)),
         verdicts=dsl.Dataset(uri=str(folder / "verdicts")),
         summary=dsl.Metrics(uri=str(folder / "summary")),
+        labels=dsl.Dataset(uri=str(labels)) if labels else None,
     )
     return folder / "verdicts", folder / "summary"
 

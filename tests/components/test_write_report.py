@@ -271,16 +271,22 @@ class Fixture:
             first = rng.choices(["a", "b", "tie", "unparsed"], [0.6, 0.2, 0.15, 0.05])[0]
             swapped = first if rng.random() < 0.6 else "tie"
             winner = "tie" if first != swapped or first == "unparsed" else first
-            fields = {"arm_a": "candidate", "arm_b": "baseline", "label": "a" if place % 3 else "tie"}
+            fields = {"arm_a": "candidate", "arm_b": "baseline", "label": ["tie", "a", None][place % 3]}
             fields |= {"example_id": example.id, "group": example.group, "longer": "b", "votes": [winner]}
             verdicts.append(Verdict(winner=winner, first=first, swapped=swapped, **fields))
             for arm in self.rows:
                 found = None if rng.random() < 0.1 else 1 + 4 * min(1.0, 0.8 * SKILL[arm] + 0.2 * rng.random())
                 key = {"arm": arm, "example_id": example.id, "group": example.group}
-                grades.append(Grade(grade=found, grades=[found], **key))
-        settings = JudgeSettings(rubric=RUBRIC)
+                label = 1 + int(4 * SKILL[arm]) if place % 2 else None
+                grades.append(Grade(grade=found, grades=[found, found and 1 + rng.random()], label=label, **key))
+        settings, labels = JudgeSettings(rubric=RUBRIC), {"given": 40, "used": 32, "raters": 2, "alpha": 0.7}
         told = believe.summarise(
-            verdicts, ("candidate", "baseline"), settings, panel={"local:5": verdicts}, grades=grades
+            verdicts,
+            ("candidate", "baseline"),
+            settings,
+            panel={"local:5": verdicts, "openai:m": verdicts},
+            grades=grades,
+            labels=labels,
         )
         self.summary("judging", "judge", told.headline, 61.0, told.details)
 
@@ -487,3 +493,46 @@ def test_a_reward_model_stands_before_rl_with_its_curve_and_pairs(tmp_path: Path
         assert words in page.text
     assert page.text.index("of 40 held-out pairs") < page.text.index("16 steps, loss")  # RL's headline
     assert "Select after reward model" not in page.text
+
+
+def test_an_encoders_curve_is_not_called_one_of_pairs(tmp_path: Path) -> None:
+    fixture = Fixture(tmp_path, n=60, arms=("baseline", "candidate"))
+    curve = [{"step": 1, "loss": 2.1, "accuracy": 0.3}, {"step": 2, "loss": 0.9, "accuracy": 0.8}]
+    fixture.summary("embedding", "train_embedding", "2 steps", 9.0, {"curve": curve, "effect": {"ok": True}})
+    page = Page(fixture.render(without=(*OPTIONAL,), graph="retrieval"))
+    assert "Questions with their passage first in the batch · 0.3 → 0.8" in page.text
+    assert "Pairs ranked right" not in page.text
+
+
+def test_the_judges_score_stands_in_the_arms_table_and_its_card_says_how_far_to_believe_it(run: Fixture) -> None:
+    text = run.render()
+    table = text[text.index("<h2>The climb</h2>") :]
+    table = table[table.index("<table>") : table.index("</table>")]
+    assert "Judge score" in table
+    assert "advisory only" in table  # below the floor
+    scores = json.loads((run.folder / "judging" / "summary.json").read_text())["details"]["grades"]["arms"]
+    for arm, title in (("baseline", "Base model"), ("sft", "SFT"), ("champion", "Champion")):
+        row = table[table.index(f"<th>{title}") :].partition("</tr>")[0]
+        found = scores[arm]
+        assert f"{found['mean']:.3g}<" in row
+        assert f"{found['low']:.3g} to {found['high']:.3g}" in row
+    card = Page(text).text.partition("The judge")[2].partition("Slices")[0]
+    for words in (
+        "Medication directions , version 2",
+        "Win rate, corrected",
+        "Cohen's kappa with labels",
+        "Prefers the longer answer",
+        "Alpha among judges, ordinal",
+        "32 of 40 are of these answers",
+        "Their agreement with labels does not clear the floor",
+    ):
+        assert words in card
+
+
+def test_four_arms_get_the_whole_width(tmp_path: Path) -> None:
+    some, more = ("baseline", "sft", "candidate"), ("baseline", "sft", "rl", "candidate")
+    narrow, wide = (
+        Fixture(tmp_path / str(len(arms)), n=30, arms=arms).render(without=OPTIONAL) for arms in (some, more)
+    )
+    assert '<div class="wide">' in wide
+    assert '<div class="wide">' not in narrow
