@@ -553,7 +553,7 @@ class Rubric(Section):
 
     title: str = Field(min_length=1)
     version: int = Field(1, ge=1)
-    """Raise it with the text. The digest changes by itself; both stand beside the judge's name in all that it says."""
+    """Raise it with the text. The digest changes by itself, and both are part of the judge's identity."""
     judged: str = Field(min_length=1)
     """What is judged, and for whom."""
     criteria: list[str] = Field(min_length=1)

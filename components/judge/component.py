@@ -36,7 +36,7 @@ def judge(
     from ..contracts.artifacts import read_manifest, seal
     from ..contracts.recipe import JudgeSettings, Rubric
     from ..contracts.rows import Example, Grade, Result, Verdict, read_rows, write_rows
-    from ..shared.judging import grading_text, open_judge, pairwise_text, rubric_card
+    from ..shared.judging import grading_text, identity_of, open_judge, pairwise_text, rubric_card
     from ..shared.summary import write_summary
     from ..shared.tasks.task import get_task
     from . import believe, compare, grades
@@ -58,7 +58,7 @@ def judge(
         examples = read_rows(Path(data.path) / "test.parquet", Example)
         pairs = compare.pair_up(answers, examples, arms, wanted.max_examples)
         text = pairwise_text(wanted.rubric)
-        said = {one.identity: compare.compare(pairs, one, chosen, text, known) for one in judges}
+        said = {identity_of(one, wanted.rubric): compare.compare(pairs, one, chosen, text, known) for one in judges}
         if isinstance(wanted.rubric, Rubric):
             shown = [pair.example for pair in pairs]
             graded = grades.grade(answers, shown, judges, grading_text(wanted.rubric), wanted.aggregate, known)

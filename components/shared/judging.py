@@ -100,6 +100,12 @@ def rubric_card(rubric: str | Rubric) -> dict[str, str | int]:
     return {"title": title, "version": version, "digest": digest_of(text)}
 
 
+def identity_of(judge: Judge, rubric: str | Rubric) -> str:
+    """Return the name of a judge with its rubric: equal for two that would say the same."""
+    card = rubric_card(rubric)
+    return f"{judge.identity} rubric:{card['version']}:{str(card['digest'])[:12]}"
+
+
 def open_judge(settings: JudgeModel, base: str | Path) -> Judge | None:
     """Return the judge that the settings name, or None for the backend `none`.
 

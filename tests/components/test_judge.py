@@ -275,7 +275,10 @@ def test_step_with_a_server_and_answers_that_give_orders(
     assert [row.winner for row in rows] == ["a"] * 20
     assert read_summary(summary).details["may_decide"] is True
     told = read_manifest(verdicts, "verdicts").metadata
-    assert (told["arms"], told["judges"]) == (list(ARMS), ["openai:m"])
+    assert (told["arms"], told["judges"]) == (
+        list(ARMS),
+        [f"openai:m rubric:0:{told['rubric']['digest'][:12]}"],
+    )
     assert told["rubric"] == rubric_card(settings.rubric)
     written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert KEY.encode() not in written
