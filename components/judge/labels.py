@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from ..contracts.errors import DataError
 from ..contracts.rows import Label, Result
-from ..shared.agreement import krippendorff_alpha
+from ..shared.raters import krippendorff_alpha
 from ..shared.strict_json import read_object
 
 Known = Mapping[tuple[str, str], float]

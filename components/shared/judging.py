@@ -41,7 +41,6 @@ TIE_MARGIN = 0.05
 LETTERS = str.maketrans("0123456789abcdef", "ABCDEFGHIJKLMNOP")
 """For fences of 56 bits: tokenizers write each digit as a token, and letters by twos or threes."""
 VERDICT = re.compile(r"\W*(?:(?:final\s+)?(?:verdict|answer|choice)\W+)?(A|B|TIE)\W*", re.IGNORECASE)
-LETTER_CLOSING = "Which answer is better? Reply with one letter: A or B."
 GRADE = re.compile(r"\W*(?:(?:final\s+)?(?:grade|score|rating)\W+)?([1-5])(?:\s*/\s*5)?\W*", re.IGNORECASE)
 PAIR_CLOSING = "Which answer is better? The last line of your reply is the verdict alone: A, B or TIE."
 GRADE_CLOSING = "The last line of your reply is the grade alone: 1, 2, 3, 4 or 5."
@@ -219,7 +218,8 @@ class LocalJudge:
 
     def gaps(self, questions: Sequence[Question]) -> list[float]:
         """Return log p("A") less log p("B") as the next token, in nats, for each question."""
-        logits = self._read([write_question(question, LETTER_CLOSING) for question in questions])
+        closing = "Which answer is better? Reply with one letter: A or B."
+        logits = self._read([write_question(question, closing) for question in questions])
         # The normaliser of the softmax cancels: a difference of logits is one of log-probabilities.
         gaps: list[float] = (logits[:, self.letters[0]] - logits[:, self.letters[1]]).double().tolist()
         return gaps

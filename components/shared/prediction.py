@@ -71,14 +71,14 @@ def prediction_powered(
         return _by_cluster(values, [clusters[place] for place in places] if clusters is not None else None)
 
     def estimate(power: float) -> Corrected:
-        errors = parts(known, y - power * f[known])
-        lower, upper = _draws(*errors, low - power * high), _draws(*errors, high - power * low)
-        if power:
-            others = parts(rest, power * f[rest])
-            lower, upper = (
-                lower + _shuffled(_draws(*others, power * low)),
-                upper + _shuffled(_draws(*others, power * high)),
-            )
+        errors, others = parts(known, y - power * f[known]), parts(rest, power * f[rest]) if power else None
+
+        def drawn(error: float, prediction: float) -> Floats:
+            """Draw the mean, with one more error and one more prediction that were not seen."""
+            means = _draws(*errors, error)
+            return means + _shuffled(_draws(*others, prediction)) if others else means
+
+        lower, upper = drawn(low - power * high, power * low), drawn(high - power * low, power * high)
         tail = (1 - confidence) / 2
         return Corrected(
             mean=float((y - power * f[known]).mean() + (power * f[rest].mean() if power else 0.0)),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from statsmodels.stats.inter_rater import cohens_kappa as reference
 
-from assay.components.shared.agreement import cohens_kappa, krippendorff_alpha
+from assay.components.shared.raters import cohens_kappa, krippendorff_alpha
 
 # Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability", section C: four observers, twelve units.
 OBSERVERS = [
