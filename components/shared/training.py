@@ -24,8 +24,9 @@ from ..contracts.errors import DataError, TrainingError
 from ..contracts.metrics import Summary
 from ..contracts.recipe import TrainSettings
 from ..runtime.context import Stopped, progress, work_folder
+from .lean import use_lean_layers
 from .llama import is_supported
-from .models import check_model, load_model, load_tokenizer, multiplies_bf16, save_model, set_threads
+from .models import check_model, dither, load_model, load_tokenizer, multiplies_bf16, save_model, set_threads
 from .packing import pack, tree_mask, use_tree_attention
 
 IGNORED = -100
@@ -34,6 +35,9 @@ CHECKPOINTS = 2
 """Complete checkpoints kept: the newest, and one before it should that one be damaged."""
 MIN_WEIGHT_CHANGE = 1e-6
 """Relative L2 change of the saved weights below which nothing was learned; one bf16 step is 4e-3 of a weight."""
+
+ENTROPY_ROWS = 32
+"""Rows of logits whose entropy is computed at once: a row of 49,152 is 0.2 MB, and there are three copies."""
 
 TORCH_WRITER = "inline_container"
 """In what `torch.save` says when a file cannot be written; the error itself is a plain RuntimeError."""
@@ -70,7 +74,7 @@ def arguments(settings: TrainSettings, seed: int, **more: Any) -> dict[str, Any]
         "weight_decay": settings.weight_decay,
         "lr_scheduler_type": "linear",
         "adam_beta2": 0.99,  # runs of tens of steps: 0.999 would still be warming up at the end
-        "bf16": settings.precision == "bf16" and multiplies_bf16(),
+        "bf16": multiplies_in_bf16(settings),
         "use_cpu": not on_gpu,
         "gradient_checkpointing": settings.gradient_checkpointing,
         "save_strategy": "steps",
@@ -84,6 +88,11 @@ def arguments(settings: TrainSettings, seed: int, **more: Any) -> dict[str, Any]
         "data_seed": seed,
         **more,
     }
+
+
+def multiplies_in_bf16(settings: TrainSettings) -> bool:
+    """Return whether the matrix products are computed in bf16."""
+    return settings.precision == "bf16" and multiplies_bf16()
 
 
 def own_share(size: int, name: str) -> int:
@@ -124,7 +133,17 @@ def load_trainable(folder: str | Path, settings: TrainSettings) -> tuple[Any, An
             )
         for layer in layers[: settings.frozen_layers]:
             layer.requires_grad_(False)
+        if multiplies_in_bf16(settings):
+            dither_matrices(model)
     return model, tokenizer
+
+
+def dither_matrices(model: Any) -> None:
+    """Dither what trains and what products round to bf16: the model computes what it did, and small steps show."""
+    generator = torch.Generator().manual_seed(0)
+    for weight in model.parameters():
+        if weight.requires_grad and weight.ndim == 2:
+            dither(weight, generator)
 
 
 def _load_quantized(folder: str | Path, settings: TrainSettings) -> Any:
@@ -230,6 +249,7 @@ def score_answers_only(trainer: Any, temperature: float = 1.0, model: Any = None
     before = model.forward
     if is_supported(model):
         use_tree_attention(model)
+        use_lean_layers(model)
 
     def forward(
         *positional: Any, fused_lm_head: bool = False, labels: Any = None, only_logits: bool = False, **named: Any
@@ -251,7 +271,7 @@ def score_answers_only(trainer: Any, temperature: float = 1.0, model: Any = None
         scored = every[which, wanted[mask]]
         with torch.no_grad():
             right = logits.argmax(-1)[which] == wanted[mask]
-            entropy = -(every.exp() * every).sum(-1)[which]
+            entropy = torch.cat([-(part.exp() * part).sum(-1) for part in every.split(ENTROPY_ROWS)])[which]
             mean = logits.mean(-1)[which]
         empty = scored.new_zeros(mask.shape)
         return FusedCausalLMOutput(
@@ -415,9 +435,14 @@ def save(trainer: Any, tokenizer: Any, folder: str | Path, base: Manifest, metad
     if getattr(model, "is_loaded_in_4bit", False) or getattr(model.config, "quantization_config", None):
         model = on_whole_weights(model)
     merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
-    save_model(merged, tokenizer, folder)
+    save_model(merged, tokenizer, folder, dithered=must_dither(trainer))
     kept = {key: value for key, value in base.metadata.items() if key in ("reference", "parameters", "chat_template")}
     return seal(folder, "model", parents={"base": base}, metadata={**kept, **metadata})
+
+
+def must_dither(trainer: Any) -> bool:
+    """Return whether the weights have to be dithered to be saved; where products rounded them, they are already."""
+    return not trainer.args.bf16 or hasattr(trainer.model, "peft_config")
 
 
 def on_whole_weights(tuned: Any) -> Any:
