@@ -76,6 +76,11 @@ class TrainSettings(Section):
     """Of the matrix products, where the machine multiplies bf16 quicker; the weights that learn are kept in fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     gradient_checkpointing: bool = False
+    """Compute activations again on the way back: less memory, a third more work."""
+    fused_kernels: bool = False
+    """Liger's norms, rotary embeddings and gated products (Hsu et al. 2024, arXiv:2410.10989); a GPU, `assay[gpu]`."""
+    flash_attention: bool = False
+    """FlashAttention-2 (Dao 2023, arXiv:2307.08691); a GPU, and the package flash-attn."""
     save_steps: int = Field(16, ge=1)
     """Optimizer steps between checkpoints."""
 
@@ -123,7 +128,13 @@ class SFTSettings(TrainSettings):
     title: ClassVar[str] = "SFT"
 
     packing: bool = False
-    """Several examples in one sequence (needs flash attention to stay exact; GPU profile)."""
+    """Several examples in one sequence, kept apart by flash attention; GPU profile. A CPU packs by prefix anyway."""
+
+    @model_validator(mode="after")
+    def _packed_examples_are_kept_apart(self) -> Self:
+        if self.packing and not self.flash_attention:
+            raise ValueError("with packing an example would see the one before it: say flash_attention: true")
+        return self
 
 
 class DistillSettings(TrainSettings):

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 
-class RMSNorm(torch.autograd.Function):
+class RMSNorm(torch.autograd.Function):  # type: ignore[misc]
     """Root mean square norm (Zhang and Sennrich 2019, arXiv:1910.07467), rounded once, to what the products take.
 
     Left to autocast, each of the products behind it would round it anew and keep a copy.
@@ -27,7 +27,7 @@ class RMSNorm(torch.autograd.Function):
         return (wide * scale).to(hidden.dtype).mul(weight).to(dtype)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         """Return the gradients of `hidden` and of `weight`."""
         hidden, weight, scale = ctx.saved_tensors
         unit = hidden.float() * scale
@@ -40,7 +40,7 @@ class RMSNorm(torch.autograd.Function):
         return torch.addcmul(wide, unit, along, value=-1).mul_(scale).to(hidden.dtype), weights, None, None
 
 
-class GatedProduct(torch.autograd.Function):
+class GatedProduct(torch.autograd.Function):  # type: ignore[misc]
     """silu(gate) · up; the first factor is computed again on the way back."""
 
     @staticmethod
@@ -50,7 +50,7 @@ class GatedProduct(torch.autograd.Function):
         return silu(gate).mul_(up)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradients of `gate` and of `up`."""
         gate, up = ctx.saved_tensors
         return torch.ops.aten.silu_backward(gradient * up, gate), silu(gate).mul_(gradient)

@@ -58,13 +58,20 @@ def multiplies_bf16() -> bool:
     return info.is_file() and {"AuthenticAMD", "avx512_bf16"} <= set(info.read_text(encoding="utf-8").split())
 
 
-def load_model(folder: str | Path, *, dtype: Literal["float32", "bfloat16"] = "float32", device: str = "cpu") -> Any:
+def load_model(
+    folder: str | Path,
+    *,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    device: str = "cpu",
+    attention: str | None = None,
+) -> Any:
     """Return a causal language model in evaluation mode.
 
     Args:
         folder: A model folder.
         dtype: Of the weights and of the arithmetic.
         device: `cpu` or `cuda`.
+        attention: transformers' name of an implementation; None leaves it to transformers.
 
     Raises:
         ModelError: The folder is not a model, or transformers cannot read it.
@@ -76,7 +83,12 @@ def load_model(folder: str | Path, *, dtype: Literal["float32", "bfloat16"] = "f
     quiet()
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False
+            folder,
+            dtype=dtype,
+            attn_implementation=attention,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(

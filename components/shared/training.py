@@ -77,6 +77,9 @@ def arguments(settings: TrainSettings, seed: int, **more: Any) -> dict[str, Any]
         "bf16": multiplies_in_bf16(settings),
         "use_cpu": not on_gpu,
         "gradient_checkpointing": settings.gradient_checkpointing,
+        "use_liger_kernel": settings.fused_kernels,
+        # The trainers score the head themselves: fused with its loss, it would hide the logits from them.
+        "liger_kernel_config": {"fused_linear_cross_entropy": False} if settings.fused_kernels else None,
         "save_strategy": "steps",
         "save_steps": settings.save_steps,
         "logging_steps": 1,
@@ -118,9 +121,10 @@ def load_trainable(folder: str | Path, settings: TrainSettings) -> tuple[Any, An
     small model's arithmetic.
     """
     set_threads()
+    _check_packages(settings)
     if settings.method == "qlora":
         return _load_quantized(folder, settings), load_tokenizer(folder)
-    model, tokenizer = load_model(folder, dtype="float32"), load_tokenizer(folder)
+    model, tokenizer = load_model(folder, dtype="float32", attention=_attention(settings)), load_tokenizer(folder)
     model.train()
     if settings.method == "full":
         model.get_input_embeddings().weight.requires_grad_(False)
@@ -146,20 +150,33 @@ def dither_matrices(model: Any) -> None:
             dither(weight, generator)
 
 
+def _check_packages(settings: TrainSettings) -> None:
+    """Refuse what needs a GPU where there is none, and what needs a package that is not installed."""
+    asked = [
+        (settings.method == "qlora", "method: qlora", "bitsandbytes", "pip install 'assay[gpu]'", "say method: lora"),
+        (settings.fused_kernels, "fused_kernels: true", "liger_kernel", "pip install 'assay[gpu]'", "leave it out"),
+        (settings.flash_attention, "flash_attention: true", "flash_attn", "pip install flash-attn", "leave it out"),
+    ]
+    for wanted, where, package, install, without in asked:
+        if wanted and device(settings) == "cpu":
+            raise TrainingError("this works on a GPU only", where=where, fix=f"{without}, or use a GPU")
+        if wanted and find_spec(package) is None:
+            raise TrainingError(f"{package} is not installed", where=where, fix=install)
+
+
+def _attention(settings: TrainSettings) -> str | None:
+    return "flash_attention_2" if settings.flash_attention else None
+
+
 def _load_quantized(folder: str | Path, settings: TrainSettings) -> Any:
     """Return the model with weights of 4 bits (NF4, doubly quantized), computing in bf16."""
-    if device(settings) == "cpu":
-        raise TrainingError(
-            "weights of 4 bits are trained on a GPU only", where="method: qlora", fix="say method: lora, or use a GPU"
-        )
-    if find_spec("bitsandbytes") is None:
-        raise TrainingError("bitsandbytes is not installed", where="method: qlora", fix="pip install 'assay[gpu]'")
     from peft import prepare_model_for_kbit_training
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(
         check_model(folder),
         quantization_config=four_bits(),
+        attn_implementation=_attention(settings),
         device_map={"": int(os.environ.get("LOCAL_RANK", "0"))},
         local_files_only=True,
         use_safetensors=True,

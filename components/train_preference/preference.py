@@ -288,8 +288,9 @@ def held_out_metrics(before: Likelihoods, after: Likelihoods) -> dict[str, float
 def _held_out_words(found: dict[str, float]) -> str:
     if not found:
         return ""
+    low, high = found["held_out_reward_accuracy_low"], found["held_out_reward_accuracy_high"]
     return (
-        f"; of {found['held_out_pairs']:.0f} held-out pairs {found['held_out_reward_accuracy']:.0%} gained in the right "
-        f"direction ({found['held_out_reward_accuracy_low']:.0%}–{found['held_out_reward_accuracy_high']:.0%}), ranked "
-        f"right {found['held_out_accuracy_before']:.0%} → {found['held_out_accuracy']:.0%}"
+        f"; of {found['held_out_pairs']:.0f} held-out pairs {found['held_out_reward_accuracy']:.0%} gained in the "
+        f"right direction ({low:.0%}–{high:.0%}), ranked right {found['held_out_accuracy_before']:.0%} → "
+        f"{found['held_out_accuracy']:.0%}"
     )
