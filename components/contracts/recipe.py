@@ -553,11 +553,21 @@ class Criterion(Section):
 
     metric: str
     tier: Literal["critical", "primary", "supporting"] = "primary"
-    versus: list[Literal["champion", "baseline", "lexical"]] = ["champion", "baseline"]
-    """Where there is no such arm (no champion yet; no lexical search but in retrieval), the comparison falls away."""
+    versus: list[Literal["champion", "baseline", "lexical", "absolute"]] = ["champion", "baseline"]
+    """Where there is no such arm (no champion yet; no lexical search but in retrieval), the comparison falls away.
+    `absolute` is no arm but `bound`."""
     test: Literal["superiority", "non_inferiority"] = "superiority"
     margin: float = Field(0.0, ge=0)
     """In the metric's unit. For superiority the least gain; for non-inferiority the largest loss still acceptable."""
+    bound: float | None = Field(None, exclude_if=lambda bound: bound is None)
+    """In the metric's unit, for `absolute`: what the candidate's own mean must be shown to lie under, where lower is
+    better, and else above."""
+
+    @model_validator(mode="after")
+    def _bound_goes_with_absolute(self) -> Self:
+        if ("absolute" in self.versus) != (self.bound is not None):
+            raise ValueError("`versus: [absolute]` and `bound` go together: name both or neither")
+        return self
 
 
 class GateSettings(Section):

@@ -1,13 +1,15 @@
 """The gate: promote, hold, or inconclusive, from paired results on held-out examples.
 
-Each criterion is a one-sided test at α against a reference. All `critical` and `primary` ones must pass, so the chance
-to promote a model that fails any of them is at most α without a correction (an intersection–union test, Berger 1982).
-`supporting` ones decide nothing; as they are read side by side, they pass by Holm's procedure.
+Each criterion is a one-sided test at α against a reference: another arm on the same examples, or a bound that the
+candidate's own mean must keep (the reference of a first model may be so bad at safety that to beat it says nothing).
+All `critical` and `primary` ones must pass, so the chance to promote a model that fails any of them is at most α
+without a correction (an intersection–union test, Berger 1982). `supporting` ones decide nothing; as they are read side
+by side, they pass by Holm's procedure.
 
 * **promote**       all of them pass.
 * **hold**          one shows the opposite: the whole interval of the difference lies at or below the bar, which is the
-                    least gain (superiority, 0 unless a margin is set) or −margin (non-inferiority); or the candidate's
-                    bytes are those of what it should replace.
+                    least gain (superiority, 0 unless a margin is set), −margin (non-inferiority) or 0 (on the wrong
+                    side of a bound); or the candidate's bytes are those of what it should replace.
 * **inconclusive**  neither, or fewer examples than `min_examples`; `needed` says how many examples in all would pass
                     at the observed effect, and is None where more of the same would not help.
 """
@@ -18,8 +20,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from ..contracts.artifacts import read_manifest, seal, write_atomically
@@ -27,13 +30,48 @@ from ..contracts.errors import DataError, RecipeError
 from ..contracts.metrics import Metric, Summary
 from ..contracts.recipe import Criterion, GateSettings
 from ..contracts.rows import Result, Verdict, read_rows
-from ..shared.statistics import Counts, Interval, holm, mcnemar, paired_test, proportion, summarise
+from ..shared.statistics import (
+    Counts,
+    Floats,
+    Interval,
+    bound_test,
+    holm,
+    mcnemar,
+    paired_test,
+    proportion,
+    summarise,
+)
 from ..shared.summary import read_summary, write_summary
 from ..shared.tasks.task import get_task
 
 CANDIDATE = "candidate"
+ABSOLUTE = "absolute"
 JUDGE_METRIC = "judge_win_rate"
 Arms = dict[str, list[Result]]
+
+
+class Scores(NamedTuple):
+    """What the arms scored, by column: all that a decision rests on."""
+
+    arms: Mapping[str, Mapping[str, Floats]]
+    """By arm and metric, one value per example in one order; NaN where the metric does not apply."""
+    groups: Sequence[str] | None = None
+    """Of each example; None where each is its own."""
+
+    @classmethod
+    def of(cls, arms: Arms, metrics: Sequence[Metric]) -> "Scores":
+        """Return the columns of arms that answered the same examples in the same order."""
+        groups = [row.group for row in arms[CANDIDATE]]
+        return cls(
+            arms={
+                arm: {
+                    metric.name: np.asarray([row.scores.get(metric.name) for row in rows], dtype=np.float64)
+                    for metric in metrics
+                }
+                for arm, rows in arms.items()
+            },
+            groups=None if len(set(groups)) == len(groups) else groups,
+        )
 
 
 class Finding(BaseModel):
@@ -49,6 +87,7 @@ class Finding(BaseModel):
     n: int
     candidate: float
     reference: float
+    """Mean of the other arm, or the bound."""
     difference: float
     """Positive: the candidate is better, whichever way the metric points."""
     low: float
@@ -87,7 +126,7 @@ def run(
     digests = check_arms(arms, parents["results"].metadata.get("arms", {}))
     judge = read_summary(judging).details
     findings = [
-        *findings_of(settings, metrics, arms),
+        *findings_of(settings, metrics, Scores.of(arms, metrics)),
         *judged(settings, judge, read_rows(Path(verdicts) / "verdicts.parquet", Verdict)),
     ]
     decided = decide(settings, findings, digests, len(arms[CANDIDATE]), metrics)
@@ -157,27 +196,35 @@ def check_arms(arms: Arms, digests: Mapping[str, str]) -> dict[str, str]:
     return dict(digests)
 
 
-def findings_of(settings: GateSettings, metrics: Sequence[Metric], arms: Arms) -> list[Finding]:
+def findings_of(settings: GateSettings, metrics: Sequence[Metric], scores: Scores) -> list[Finding]:
     """Return every criterion against every reference that there is; without a champion its comparisons fall away.
 
     Raises:
-        RecipeError: A criterion names a metric that the task has not.
+        RecipeError: A criterion names a metric that the task has not, or a bound that cannot be missed or kept.
     """
     by_name = {metric.name: metric for metric in metrics}
     found = []
     for criterion in settings.criteria:
-        if criterion.metric not in by_name:
+        metric = _metric(by_name, criterion.metric, "gate.criteria")
+        if criterion.bound is not None and not metric.low < criterion.bound < metric.high:
             raise RecipeError(
-                f"the task has no metric {criterion.metric!r}",
+                f"{metric.name} lies between {metric.low:g} and {metric.high:g}, so the bound {criterion.bound:g} "
+                "asks for nothing or for the impossible",
                 where="gate.criteria",
-                fix=f"choose one of {list(by_name)}",
+                fix="choose a bound between the two",
             )
         found += [
-            _finding(criterion, by_name[criterion.metric], settings.alpha, arms[CANDIDATE], arms[versus], versus)
+            _finding(criterion, metric, settings.alpha, scores, versus)
             for versus in criterion.versus
-            if versus in arms
+            if versus == ABSOLUTE or versus in scores.arms
         ]
     return _corrected(found, settings.alpha)
+
+
+def _metric(by_name: Mapping[str, Metric], name: str, where: str) -> Metric:
+    if name not in by_name:
+        raise RecipeError(f"the task has no metric {name!r}", where=where, fix=f"choose one of {list(by_name)}")
+    return by_name[name]
 
 
 def _corrected(findings: Sequence[Finding], alpha: float) -> list[Finding]:
@@ -190,27 +237,22 @@ def _corrected(findings: Sequence[Finding], alpha: float) -> list[Finding]:
     return kept
 
 
-def _finding(
-    criterion: Criterion, metric: Metric, alpha: float, candidate: list[Result], reference: list[Result], versus: str
-) -> Finding:
-    tested = paired_test(
-        [row.scores.get(metric.name) for row in candidate],
-        [row.scores.get(metric.name) for row in reference],
-        better=metric.better,
-        test=criterion.test,
-        margin=criterion.margin,
-        alpha=alpha,
-        clusters=[row.group for row in candidate],
-        low=metric.low,
-        high=metric.high,
-    )
+def _finding(criterion: Criterion, metric: Metric, alpha: float, scores: Scores, versus: str) -> Finding:
+    candidate = scores.arms[CANDIDATE][metric.name]
+    given: dict[str, Any] = {"better": metric.better, "alpha": alpha, "low": metric.low, "high": metric.high}
+    bound = criterion.bound if versus == ABSOLUTE else None
+    if bound is not None:
+        tested = bound_test(candidate, bound, clusters=scores.groups, **given)
+    else:
+        manner: dict[str, Any] = {"test": criterion.test, "margin": criterion.margin}
+        tested = paired_test(candidate, scores.arms[versus][metric.name], clusters=scores.groups, **manner, **given)
     n = tested.difference.n
     return Finding(
         metric=criterion.metric,
         tier=criterion.tier,
         versus=versus,
-        test=criterion.test,
-        margin=criterion.margin,
+        test=criterion.test if bound is None else "bound",
+        margin=criterion.margin if bound is None else 0.0,
         n=n,
         candidate=tested.candidate,
         reference=tested.reference,
@@ -280,9 +322,9 @@ def decide(
         findings: Of every criterion.
         digests: Content digest of each arm's model.
         examples: Held-out examples.
-        metrics: The task's, for their titles.
+        metrics: The task's, for their titles and which way they are better.
     """
-    titles = {metric.name: metric.title for metric in metrics}
+    by_name = {metric.name: metric for metric in metrics}
     for arm in ("baseline", "champion"):
         if digests.get(arm) == digests[CANDIDATE]:
             return Decision(decision="hold", reason=f"Hold: the candidate is the {arm}, byte for byte.", needed=None)
@@ -298,16 +340,16 @@ def decide(
     end = "; there is no champion to compare with." if alone else "."
     failed = [finding for finding in required if finding.passed is False]
     if failed:
-        return Decision(decision="hold", reason=f"Hold: {_words(failed[0], titles)}{end}", needed=None)
+        return Decision(decision="hold", reason=f"Hold: {_words(failed[0], by_name)}{end}", needed=None)
     open_ = [finding for finding in required if finding.passed is None]
     if open_:
-        return _left_open(open_, titles, end)
+        return _left_open(open_, by_name, end)
     shown = next((finding for finding in required if finding.tier == "primary"), required[0])
-    reason = f"Promote: {_words(shown, titles)}; all {len(required)} required comparisons passed{end}"
+    reason = f"Promote: {_words(shown, by_name)}; all {len(required)} required comparisons passed{end}"
     return Decision(decision="promote", reason=reason, needed=None)
 
 
-def _left_open(findings: Sequence[Finding], titles: dict[str, str], end: str) -> Decision:
+def _left_open(findings: Sequence[Finding], metrics: Mapping[str, Metric], end: str) -> Decision:
     """Ask for more examples, unless there is a finding that more of the same would not close."""
     hopeless = [finding for finding in findings if finding.needed is None]
     needed = None if hopeless else max(finding.needed or 0 for finding in findings)
@@ -318,12 +360,21 @@ def _left_open(findings: Sequence[Finding], titles: dict[str, str], end: str) ->
         more = "; more examples of this kind would not show it"
     else:
         more = f"; about {needed} examples in all would"
-    return Decision(decision="inconclusive", reason=f"Inconclusive: {_words(told, titles)}{more}{end}", needed=needed)
+    return Decision(decision="inconclusive", reason=f"Inconclusive: {_words(told, metrics)}{more}{end}", needed=needed)
 
 
-def _words(finding: Finding, titles: dict[str, str]) -> str:
-    title = titles.get(finding.metric, finding.metric.replace("_", " "))
-    level = round(100 * (1 - 2 * finding.alpha))
+def _words(finding: Finding, metrics: Mapping[str, Metric]) -> str:
+    metric = metrics.get(finding.metric)
+    title = metric.title if metric else finding.metric.replace("_", " ")
+    level = f"{100 * (1 - 2 * finding.alpha):.3g} % interval"
+    if finding.test == "bound":
+        lower = metric is not None and metric.better == "lower"
+        ends = [finding.reference + (-end if lower else end) for end in (finding.low, finding.high)]
+        shown = {True: "is shown to be", False: "is not", None: "is not shown to be"}[finding.passed]
+        return (
+            f"{title} {shown} {'below' if lower else 'above'} {finding.reference:g}: {finding.candidate:.3f} "
+            f"({level} {min(ends):.3f} to {max(ends):.3f}, n = {finding.n})"
+        )
     shown = {
         "superiority": {True: "better", False: "not better", None: "not shown to be better"},
         "non_inferiority": {True: "not worse", False: "worse", None: "not shown to be no worse"},
@@ -331,7 +382,7 @@ def _words(finding: Finding, titles: dict[str, str]) -> str:
     by = f" by more than {finding.margin:g}" if finding.margin else ""
     return (
         f"{title} is {shown}{by} than the {finding.versus}: {finding.candidate:.3f} against {finding.reference:.3f} "
-        f"(improvement {finding.difference:+.3f}, {level} % interval {finding.low:+.3f} to {finding.high:+.3f}, "
+        f"(improvement {finding.difference:+.3f}, {level} {finding.low:+.3f} to {finding.high:+.3f}, "
         f"n = {finding.n})"
     )
 

@@ -33,6 +33,8 @@ SERIES = {
 """Numbers of a training curve that are worth a figure, by name."""
 LIGHT = ("validation", "splits", "pairs")
 """Steps that are of the kind `light`; those of a stage are `train`, any other `generate`."""
+SIDE = {"lower": "below", "higher": "above"}
+"""Of a bound, on which a metric is right."""
 STATES = {True: "pass", False: "fail", None: "open"}
 
 
@@ -361,14 +363,14 @@ def _criterion(one: Mapping[str, Any], by_name: Mapping[str, Metric]) -> dict[st
     metric = by_name.get(name) or Metric(name=name, title=plain(name).capitalize(), better="higher", definition="")
     worth, low, high = one.get("difference"), one.get("low"), one.get("high")
     margin = float(one.get("margin") or 0)
-    lower = one.get("test") == "non_inferiority"
+    lower, bound = one.get("test") == "non_inferiority", one.get("test") == "bound"
     ends = (NOTHING if low is None else gain(metric, low), NOTHING if high is None else gain(metric, high))
     passed = one.get("passed")
     return {
         "metric": metric,
         "tier": str(one.get("tier") or ""),
-        "versus": (BEFORE | AFTER).get(str(one.get("versus")), str(one.get("versus"))).lower(),
-        "test": _wanted(metric, margin, lower),
+        "versus": "bound" if bound else (BEFORE | AFTER).get(str(one.get("versus")), str(one.get("versus"))).lower(),
+        "test": SIDE[metric.better] if bound else _wanted(metric, margin, lower),
         "threshold": -margin if lower else margin,
         "n": one.get("n"),
         "candidate": cell({name: {"mean": one.get("candidate")}}, metric)["text"],

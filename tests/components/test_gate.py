@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from kfp import dsl
+from pydantic import ValidationError
 
 from assay.components.contracts.artifacts import read_manifest, seal
 from assay.components.contracts.errors import DataError, RecipeError
@@ -13,13 +14,18 @@ from assay.components.contracts.metrics import Summary
 from assay.components.contracts.recipe import Criterion, GateSettings
 from assay.components.contracts.rows import Result, Verdict, write_rows
 from assay.components.gate.component import gate
-from assay.components.gate.decide import check_arms, decide, findings_of, group_by_arm, judged
+from assay.components.gate.decide import Finding, Scores, check_arms, decide, group_by_arm, judged
+from assay.components.gate.decide import findings_of as findings_of_columns
 from assay.components.shared.summary import write_summary
 from assay.components.shared.tasks.task import get_task
 
 METRICS = get_task("medication_directions").metrics
 SETTINGS = GateSettings(min_examples=50)
 DIGESTS = {"baseline": "b", "candidate": "c", "champion": "h"}
+
+
+def findings_of(settings: GateSettings, metrics, arms) -> list[Finding]:
+    return findings_of_columns(settings, metrics, Scores.of(arms, metrics))
 
 
 def results(arm: str, exact: list[float], near_miss: list[float | None] | None = None) -> list[Result]:
@@ -204,6 +210,48 @@ def test_supporting_findings_pass_together_and_decide_nothing():
     found = findings_of(settings.model_copy(update={"criteria": harder}), METRICS, grouped)
     assert [f.passed for f in found if f.tier == "supporting" and f.test == "superiority"] == [None, None]
     assert decide(settings, found, {"baseline": "b", "candidate": "c"}, 60, METRICS).decision == "promote"
+
+
+def first_model(misses: int, tier: str = "critical"):
+    """A first candidate whose base model misses every one of 174 unsafe directions."""
+    bound = Criterion(metric="near_miss", tier=tier, versus=["champion", "absolute"], bound=0.5)
+    settings = GateSettings(min_examples=50, criteria=[Criterion(metric="exact"), bound])
+    rows = [
+        *results("baseline", [0.0] * 400, [1.0] * 174 + [None] * 226),
+        *results("candidate", [1.0] * 400, [1.0] * misses + [0.0] * (174 - misses) + [None] * 226),
+    ]
+    findings = findings_of(settings, METRICS, group_by_arm(rows))
+    return findings, decide(settings, findings, {"baseline": "b", "candidate": "c"}, 400, METRICS)
+
+
+def test_a_ceiling_stops_a_first_model_that_only_beats_a_base_model_that_misses_everything():
+    findings, made = first_model(misses=66)
+    assert made.decision == "promote"
+    [bound] = [finding for finding in findings if finding.versus == "absolute"]
+    assert (bound.n, bound.reference, bound.passed) == (174, 0.5, True)
+    _, made = first_model(misses=120)
+    assert made.decision == "hold"
+    assert "Near misses is not below 0.5: 0.690 (90 % interval 0.627 to 0.747, n = 174)" in made.reason
+    _, made = first_model(misses=84)
+    assert made.decision == "inconclusive"
+    assert made.needed is not None
+    assert "is not shown to be below 0.5" in made.reason
+
+
+@pytest.mark.parametrize("bound", [0.0, 1.0, 2.0])
+def test_a_bound_that_asks_for_nothing_or_for_the_impossible_is_refused(bound):
+    settings = GateSettings(criteria=[Criterion(metric="near_miss", versus=["absolute"], bound=bound)])
+    with pytest.raises(RecipeError, match="asks for nothing or for the impossible"):
+        findings_of(settings, METRICS, group_by_arm([*results("baseline", [0.0]), *results("candidate", [1.0])]))
+
+
+def test_a_bound_and_absolute_go_together():
+    for wrong in ({"versus": ["absolute"]}, {"bound": 0.5}):
+        with pytest.raises(ValidationError, match="go together"):
+            Criterion(metric="near_miss", **wrong)
+    kept = Criterion(metric="near_miss", versus=["absolute"], bound=0.5)
+    assert Criterion.model_validate(kept.model_dump(mode="json")) == kept
+    assert "bound" not in Criterion(metric="exact").model_dump(mode="json")  # the IR's constants have no null
 
 
 def test_a_metric_the_task_has_not_is_named():
