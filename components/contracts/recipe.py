@@ -570,6 +570,19 @@ class Criterion(Section):
         return self
 
 
+class SliceRule(Section):
+    """Parts of the held-out set in which the candidate may not fall behind."""
+
+    by: str
+    """Name of the slices: what stands before the `=` of their labels. Each value is a slice of its own."""
+    metric: str
+    versus: list[Literal["champion", "baseline", "lexical"]] = ["champion", "baseline"]
+    margin: float = Field(0.10, ge=0)
+    """In the metric's unit: a loss that is acceptable in one slice."""
+    min_examples: int = Field(30, ge=1)
+    """A slice with fewer is shown and not tested."""
+
+
 class GateSettings(Section):
     """The policy. All `critical` and `primary` criteria must pass; `supporting` ones are reported."""
 
@@ -577,6 +590,8 @@ class GateSettings(Section):
     """One-sided error rate of the whole decision."""
     min_examples: int = Field(100, ge=1)
     criteria: list[Criterion] = [Criterion(metric="exact")]
+    slices: list[SliceRule] = []
+    """A slice that is shown to be worse by more than its margin holds the candidate."""
     judge_may_decide: bool = False
     """Let the judge's win rate be a criterion, if it is above its floor."""
 

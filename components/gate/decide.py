@@ -6,10 +6,17 @@ All `critical` and `primary` ones must pass, so the chance to promote a model th
 without a correction (an intersection–union test, Berger 1982). `supporting` ones decide nothing; as they are read side
 by side, they pass by Holm's procedure.
 
+Slices turn the burden of proof around: one holds a candidate only where it is *shown* to be worse by more than the
+margin, by Holm's procedure over all slices at α. To ask of each slice that it be shown no worse would block nearly
+every candidate, for a slice is small; to go by its mean would, too: of 20 slices of 30 examples each, with nothing
+changed at all, nearly always one falls by five points or more. So a slice that is too small to tell lets pass, and what
+it cannot rule out is in the table. Slices can only hold, never promote, so they raise no rate of false promotions.
+
 * **promote**       all of them pass.
 * **hold**          one shows the opposite: the whole interval of the difference lies at or below the bar, which is the
                     least gain (superiority, 0 unless a margin is set), −margin (non-inferiority) or 0 (on the wrong
-                    side of a bound); or the candidate's bytes are those of what it should replace.
+                    side of a bound); or a slice is shown to be worse; or the candidate's bytes are those of what it
+                    should replace.
 * **inconclusive**  neither, or fewer examples than `min_examples`; `needed` says how many examples in all would pass
                     at the observed effect, and is None where more of the same would not help.
 """
@@ -23,12 +30,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from ..contracts.artifacts import read_manifest, seal, write_atomically
 from ..contracts.errors import DataError, RecipeError
 from ..contracts.metrics import Metric, Summary
-from ..contracts.recipe import Criterion, GateSettings
+from ..contracts.recipe import Criterion, GateSettings, SliceRule
 from ..contracts.rows import Result, Verdict, read_rows
 from ..shared.statistics import (
     Counts,
@@ -57,11 +65,17 @@ class Scores(NamedTuple):
     """By arm and metric, one value per example in one order; NaN where the metric does not apply."""
     groups: Sequence[str] | None = None
     """Of each example; None where each is its own."""
+    slices: Mapping[str, NDArray[np.intp]] = {}
+    """By label, `name=value`: places of its examples."""
 
     @classmethod
     def of(cls, arms: Arms, metrics: Sequence[Metric]) -> "Scores":
         """Return the columns of arms that answered the same examples in the same order."""
         groups = [row.group for row in arms[CANDIDATE]]
+        slices: defaultdict[str, list[int]] = defaultdict(list)
+        for place, row in enumerate(arms[CANDIDATE]):
+            for label in row.slices:
+                slices[label].append(place)
         return cls(
             arms={
                 arm: {
@@ -71,6 +85,7 @@ class Scores(NamedTuple):
                 for arm, rows in arms.items()
             },
             groups=None if len(set(groups)) == len(groups) else groups,
+            slices={label: np.asarray(places) for label, places in sorted(slices.items())},
         )
 
 
@@ -99,6 +114,9 @@ class Finding(BaseModel):
     """Held-out examples in all, those to which the metric does not apply among them."""
     note: str = ""
     """Why the numbers could not decide, where it is not they that are too few."""
+    slice: str = ""
+    """Label of the slice that is compared; empty for all examples. A slice's p-value is against "not worse, by the
+    margin"."""
 
 
 class Decision(BaseModel):
@@ -125,11 +143,13 @@ def run(
     arms = group_by_arm(read_rows(Path(results) / "results.parquet", Result))
     digests = check_arms(arms, parents["results"].metadata.get("arms", {}))
     judge = read_summary(judging).details
+    scores = Scores.of(arms, metrics)
     findings = [
-        *findings_of(settings, metrics, Scores.of(arms, metrics)),
+        *findings_of(settings, metrics, scores),
         *judged(settings, judge, read_rows(Path(verdicts) / "verdicts.parquet", Verdict)),
     ]
-    decided = decide(settings, findings, digests, len(arms[CANDIDATE]), metrics)
+    slices = slices_of(settings, metrics, scores)
+    decided = decide(settings, [*findings, *slices], digests, len(arms[CANDIDATE]), metrics)
     record = {
         "schema": 1,
         **decided.model_dump(),
@@ -139,6 +159,7 @@ def run(
         "examples": len(arms[CANDIDATE]),
         "alpha": settings.alpha,
         "criteria": [finding.model_dump() for finding in findings],
+        "slices": [finding.model_dump() for finding in slices],
         "judge": judge,
         "arms": {arm: table(rows, metrics) for arm, rows in arms.items()},
         "policy": settings.model_dump(mode="json"),
@@ -267,6 +288,77 @@ def _finding(criterion: Criterion, metric: Metric, alpha: float, scores: Scores,
     )
 
 
+def slices_of(settings: GateSettings, metrics: Sequence[Metric], scores: Scores) -> list[Finding]:
+    """Return every slice of the policy against every reference there is.
+
+    `passed` is False where the slice is shown to be worse by more than the margin, True where it is by itself shown not
+    to be, and None where it could be either, which blocks nothing. The level is the policy's α, however often these
+    examples were asked about: to hold is the safe side.
+
+    Raises:
+        RecipeError: The policy names a metric or a slice that there is not.
+    """
+    by_name = {metric.name: metric for metric in metrics}
+    names = sorted({label.partition("=")[0] for label in scores.slices})
+    found = []
+    for rule in settings.slices:
+        metric = _metric(by_name, rule.metric, "gate.slices")
+        if rule.by not in names:
+            raise RecipeError(
+                f"no held-out example has a slice {rule.by!r}", where="gate.slices", fix=f"choose one of {names}"
+            )
+        found += [
+            _slice(rule, metric, settings.alpha, scores, label, versus)
+            for versus in rule.versus
+            if versus in scores.arms
+            for label in scores.slices
+            if label.partition("=")[0] == rule.by
+        ]
+    tested = [finding for finding in found if not finding.note]
+    worse = iter(holm([finding.p_value for finding in tested], settings.alpha))
+    return [
+        finding.model_copy(update={"passed": False}) if not finding.note and next(worse) else finding
+        for finding in found
+    ]
+
+
+def _slice(rule: SliceRule, metric: Metric, alpha: float, scores: Scores, label: str, versus: str) -> Finding:
+    places = scores.slices[label]
+    # The roles are exchanged: what is to be shown is that the reference is better, by more than the margin.
+    tested = paired_test(
+        scores.arms[versus][metric.name][places],
+        scores.arms[CANDIDATE][metric.name][places],
+        better=metric.better,
+        test="superiority",
+        margin=rule.margin,
+        alpha=alpha,
+        clusters=None if scores.groups is None else [scores.groups[place] for place in places],
+        low=metric.low,
+        high=metric.high,
+    )
+    n, loss = tested.difference.n, tested.difference
+    few = f"{n} examples, and the policy asks for {rule.min_examples}" if n < rule.min_examples else ""
+    return Finding(
+        metric=rule.metric,
+        tier="slice",
+        versus=versus,
+        test="non_inferiority",
+        margin=rule.margin,
+        n=n,
+        candidate=tested.reference,
+        reference=tested.candidate,
+        difference=-loss.mean,
+        low=-loss.high,
+        high=-loss.low,
+        p_value=tested.p_value,
+        alpha=alpha,
+        passed=True if -loss.high > -rule.margin and not few else None,
+        needed=None,
+        note=few,
+        slice=label,
+    )
+
+
 def judged(settings: GateSettings, judge: dict[str, Any], verdicts: Sequence[Verdict]) -> list[Finding]:
     """Return the judge's criterion, if the policy wants one: wins against losses, ties left out (a sign test).
 
@@ -319,7 +411,7 @@ def decide(
 
     Args:
         settings: The policy.
-        findings: Of every criterion.
+        findings: Of every criterion and every slice.
         digests: Content digest of each arm's model.
         examples: Held-out examples.
         metrics: The task's, for their titles and which way they are better.
@@ -331,14 +423,16 @@ def decide(
     if examples < settings.min_examples:
         reason = f"Inconclusive: {examples} held-out examples, the policy asks for {settings.min_examples}."
         return Decision(decision="inconclusive", reason=reason, needed=settings.min_examples)
-    required = [finding for finding in findings if finding.tier != "supporting"]
+    required = [finding for finding in findings if finding.tier in ("critical", "primary")]
     if not required:
         reason = "Inconclusive: no criterion could be tested (no critical or primary one has a reference)."
         return Decision(decision="inconclusive", reason=reason, needed=None)
     required.sort(key=lambda finding: finding.tier != "critical")
     alone = "champion" not in digests and any("champion" in criterion.versus for criterion in settings.criteria)
     end = "; there is no champion to compare with." if alone else "."
-    failed = [finding for finding in required if finding.passed is False]
+    failed = [
+        finding for finding in [*required, *(one for one in findings if one.tier == "slice")] if finding.passed is False
+    ]
     if failed:
         return Decision(decision="hold", reason=f"Hold: {_words(failed[0], by_name)}{end}", needed=None)
     open_ = [finding for finding in required if finding.passed is None]
@@ -366,6 +460,7 @@ def _left_open(findings: Sequence[Finding], metrics: Mapping[str, Metric], end: 
 def _words(finding: Finding, metrics: Mapping[str, Metric]) -> str:
     metric = metrics.get(finding.metric)
     title = metric.title if metric else finding.metric.replace("_", " ")
+    title += f" where {finding.slice}" if finding.slice else ""
     level = f"{100 * (1 - 2 * finding.alpha):.3g} % interval"
     if finding.test == "bound":
         lower = metric is not None and metric.better == "lower"
