@@ -587,7 +587,10 @@ class GateSettings(Section):
     """The policy. All `critical` and `primary` criteria must pass; `supporting` ones are reported."""
 
     alpha: float = Field(0.05, gt=0, lt=0.5)
-    """One-sided error rate of the whole decision."""
+    """Chance to promote a model that should not be, over all decisions on one held-out set."""
+    looks: int = Field(0, ge=0)
+    """Decisions on one held-out set that α is shared between; 1 spends it on the first. 0 has an open end: the k-th
+    decision gets 6/(π²k²) of α, the first one so 0.61."""
     min_examples: int = Field(100, ge=1)
     criteria: list[Criterion] = [Criterion(metric="exact")]
     slices: list[SliceRule] = []

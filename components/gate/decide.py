@@ -4,7 +4,8 @@ Each criterion is a one-sided test at α against a reference: another arm on the
 candidate's own mean must keep (the reference of a first model may be so bad at safety that to beat it says nothing).
 All `critical` and `primary` ones must pass, so the chance to promote a model that fails any of them is at most α
 without a correction (an intersection–union test, Berger 1982). `supporting` ones decide nothing; as they are read side
-by side, they pass by Holm's procedure.
+by side, they pass by Holm's procedure. α is for all decisions on the same held-out examples together: each is taken at
+its own level, see `looks.py`.
 
 Slices turn the burden of proof around: one holds a candidate only where it is *shown* to be worse by more than the
 margin, by Holm's procedure over all slices at α. To ask of each slice that it be shown no worse would block nearly
@@ -17,8 +18,9 @@ it cannot rule out is in the table. Slices can only hold, never promote, so they
                     least gain (superiority, 0 unless a margin is set), −margin (non-inferiority) or 0 (on the wrong
                     side of a bound); or a slice is shown to be worse; or the candidate's bytes are those of what it
                     should replace.
-* **inconclusive**  neither, or fewer examples than `min_examples`; `needed` says how many examples in all would pass
-                    at the observed effect, and is None where more of the same would not help.
+* **inconclusive**  neither, or fewer examples than `min_examples`, or no α left for these examples; `needed` says how
+                    many examples in all would pass at the observed effect, and is None where more of the same would
+                    not help.
 """
 
 import json
@@ -38,6 +40,7 @@ from ..contracts.errors import DataError, RecipeError
 from ..contracts.metrics import Metric, Summary
 from ..contracts.recipe import Criterion, GateSettings, SliceRule
 from ..contracts.rows import Result, Verdict, read_rows
+from ..shared.looks import HeldOut, Looks, level
 from ..shared.statistics import (
     Counts,
     Floats,
@@ -129,27 +132,44 @@ class Decision(BaseModel):
     needed: int | None
 
 
-def run(
-    settings: GateSettings, task: str, results: str, verdicts: str, judging: str, output: str, summary: Any
-) -> bool:
-    """Decide on artifacts, write the record, and return whether it is `promote`."""
+class Turn(NamedTuple):
+    """Which decision on these held-out examples this is."""
+
+    number: int
+    """1 for the first."""
+    level: float
+    """Its part of α; 0 when there is none left."""
+
+
+def run(settings: GateSettings, task: str, given: Mapping[str, str], output: str, summary: Any) -> bool:
+    """Decide on artifacts, write the record, and return whether it is `promote`.
+
+    Args:
+        settings: The policy.
+        task: Name of the task.
+        given: Folders of `results`, `verdicts`, `judging` and `looks`.
+        output: Folder of the decision.
+        summary: The artifact of the decision as scalars.
+    """
     started = time.monotonic()
-    parents = {
-        "results": read_manifest(results, "results"),
-        "verdicts": read_manifest(verdicts, "verdicts"),
-        "judging": read_manifest(judging, "summary"),
-    }
+    kinds = {"results": "results", "verdicts": "verdicts", "judging": "summary", "looks": "looks"}
+    parents = {name: read_manifest(given[name], kind) for name, kind in kinds.items()}
     metrics = get_task(task).metrics
-    arms = group_by_arm(read_rows(Path(results) / "results.parquet", Result))
+    arms = group_by_arm(read_rows(Path(given["results"]) / "results.parquet", Result))
     digests = check_arms(arms, parents["results"].metadata.get("arms", {}))
-    judge = read_summary(judging).details
+    held_out = HeldOut.of(row.example_id for row in arms[CANDIDATE])
+    looks = Looks.model_validate_json((Path(given["looks"]) / "looks.json").read_bytes())
+    turn = turn_of(settings, looks, held_out)
+    # Without any α left nothing is promoted; what is worse can still be shown, at the policy's own level.
+    spent = settings.model_copy(update={"alpha": turn.level or settings.alpha})
+    judge = read_summary(given["judging"]).details
     scores = Scores.of(arms, metrics)
     findings = [
-        *findings_of(settings, metrics, scores),
-        *judged(settings, judge, read_rows(Path(verdicts) / "verdicts.parquet", Verdict)),
+        *findings_of(spent, metrics, scores),
+        *judged(spent, judge, read_rows(Path(given["verdicts"]) / "verdicts.parquet", Verdict)),
     ]
     slices = slices_of(settings, metrics, scores)
-    decided = decide(settings, [*findings, *slices], digests, len(arms[CANDIDATE]), metrics)
+    decided = decide(settings, [*findings, *slices], digests, len(arms[CANDIDATE]), metrics, turn)
     record = {
         "schema": 1,
         **decided.model_dump(),
@@ -157,6 +177,9 @@ def run(
         "champion": digests.get("champion"),
         "baseline": digests["baseline"],
         "examples": len(arms[CANDIDATE]),
+        "held_out": held_out.model_dump(),
+        "look": turn.number,
+        "level": turn.level,
         "alpha": settings.alpha,
         "criteria": [finding.model_dump() for finding in findings],
         "slices": [finding.model_dump() for finding in slices],
@@ -170,11 +193,27 @@ def run(
     told = Summary(
         step="gate",
         headline=decided.reason,
-        metrics={"promoted": float(promoted), "examples": float(record["examples"])},
+        metrics={"promoted": float(promoted), "examples": float(held_out.examples), "look": float(turn.number)},
         details={"decision": decided.decision},
     )
     write_summary(summary, told, seconds=time.monotonic() - started, parents=parents)
     return promoted
+
+
+def turn_of(settings: GateSettings, looks: Looks, held_out: HeldOut) -> Turn:
+    """Return which decision on these examples this is, and its level.
+
+    Raises:
+        DataError: The looks were counted for other examples, and an earlier decision could so go uncounted.
+    """
+    if looks.held_out != held_out:
+        raise DataError(
+            "the looks were counted for other examples than were measured",
+            where="looks.json",
+            fix="run find_champion and the evaluation on the same splits, with the same evaluate.max_rows",
+        )
+    promoted = [look.promoted for look in looks.earlier]
+    return Turn(len(promoted) + 1, level(settings.alpha, settings.looks, promoted))
 
 
 def group_by_arm(rows: Sequence[Result]) -> Arms:
@@ -406,6 +445,7 @@ def decide(
     digests: dict[str, str],
     examples: int,
     metrics: Sequence[Metric],
+    turn: Turn,
 ) -> Decision:
     """Return the decision with one sentence of why.
 
@@ -415,6 +455,7 @@ def decide(
         digests: Content digest of each arm's model.
         examples: Held-out examples.
         metrics: The task's, for their titles and which way they are better.
+        turn: Of this decision.
     """
     by_name = {metric.name: metric for metric in metrics}
     for arm in ("baseline", "champion"):
@@ -429,12 +470,19 @@ def decide(
         return Decision(decision="inconclusive", reason=reason, needed=None)
     required.sort(key=lambda finding: finding.tier != "critical")
     alone = "champion" not in digests and any("champion" in criterion.versus for criterion in settings.criteria)
-    end = "; there is no champion to compare with." if alone else "."
+    end = f" (decision {turn.number} on these examples, at level {turn.level:.2g})" if turn.number > 1 else ""
+    end += "; there is no champion to compare with." if alone else "."
     failed = [
         finding for finding in [*required, *(one for one in findings if one.tier == "slice")] if finding.passed is False
     ]
     if failed:
         return Decision(decision="hold", reason=f"Hold: {_words(failed[0], by_name)}{end}", needed=None)
+    if not turn.level:
+        reason = (
+            f"Inconclusive: {turn.number - 1} decisions were taken on these held-out examples, and the policy plans "
+            f"for {settings.looks}; only fresh examples can tell."
+        )
+        return Decision(decision="inconclusive", reason=reason, needed=None)
     open_ = [finding for finding in required if finding.passed is None]
     if open_:
         return _left_open(open_, by_name, end)

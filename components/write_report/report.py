@@ -320,15 +320,19 @@ def gate(run: Run) -> dict[str, Any]:
     by_name = {metric.name: metric for metric in run.metrics}
     found = [_criterion(one, by_name) for name in ("criteria", "slices") for one in run.decision.get(name) or []]
     policy, alpha = run.decision.get("policy") or {}, run.decision.get("alpha")
+    level = run.decision.get("level") or alpha  # a record of old has no level, and one without any α left has 0
     return {
         "groups": [
             _forest(title, [one for one in found if one["against"] == title])
             for title in dict.fromkeys(one["against"] for one in found)
         ],
-        "level": None if alpha is None else percent(1 - 2 * alpha),
+        "level": None if level is None else percent(1 - 2 * level),
+        "slice_level": None if alpha is None else percent(1 - 2 * alpha),
         "policy": policy,
         "policy_text": yaml.safe_dump(policy, sort_keys=False, allow_unicode=True),
         "alpha": alpha,
+        "look": run.decision.get("look"),
+        "spent": None if level is None else points(level),
         "examples": run.decision.get("examples"),
         "needed": run.decision.get("needed"),
     }

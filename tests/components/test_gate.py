@@ -14,18 +14,25 @@ from assay.components.contracts.metrics import Summary
 from assay.components.contracts.recipe import Criterion, GateSettings, SliceRule
 from assay.components.contracts.rows import Result, Verdict, write_rows
 from assay.components.gate.component import gate
-from assay.components.gate.decide import Finding, Scores, check_arms, decide, group_by_arm, judged, slices_of
+from assay.components.gate.decide import Finding, Scores, Turn, check_arms, group_by_arm, judged, slices_of, turn_of
+from assay.components.gate.decide import decide as decide_in_turn
 from assay.components.gate.decide import findings_of as findings_of_columns
+from assay.components.shared.looks import HeldOut, Look, Looks
 from assay.components.shared.summary import write_summary
 from assay.components.shared.tasks.task import get_task
 
 METRICS = get_task("medication_directions").metrics
 SETTINGS = GateSettings(min_examples=50)
+FIRST = Turn(1, 0.05)
 DIGESTS = {"baseline": "b", "candidate": "c", "champion": "h"}
 
 
 def findings_of(settings: GateSettings, metrics, arms) -> list[Finding]:
     return findings_of_columns(settings, metrics, Scores.of(arms, metrics))
+
+
+def decide(*given, turn: Turn = FIRST):
+    return decide_in_turn(*given, turn)
 
 
 def results(arm: str, exact: list[float], near_miss: list[float | None] | None = None) -> list[Result]:
@@ -353,6 +360,43 @@ def test_a_judge_below_its_floor_cannot_decide():
     assert "below its floor" in made.reason
 
 
+def write_looks(folder: Path, held_out: HeldOut, promoted: list[bool]) -> None:
+    earlier = [Look(candidate="d", promoted=won) for won in promoted]
+    folder.mkdir(parents=True)
+    (folder / "looks.json").write_text(Looks(held_out=held_out, earlier=earlier).model_dump_json())
+    seal(folder, "looks")
+
+
+def test_what_passes_at_first_is_open_at_a_later_look():
+    champion, candidate = [1.0] * 10 + [0.0] * 90, [0.0] * 2 + [1.0] * 18 + [0.0] * 80  # 10 gained, 2 lost: p = 0.019
+    grouped = group_by_arm([*results("baseline", champion), *results("candidate", candidate)])
+    held_out, made = HeldOut.of(["x"]), []
+    for earlier in (0, 1):
+        looks = Looks(held_out=held_out, earlier=[Look(candidate="d", promoted=False)] * earlier)
+        turn = turn_of(SETTINGS, looks, held_out)
+        findings = findings_of(SETTINGS.model_copy(update={"alpha": turn.level}), METRICS, grouped)
+        made.append(decide(SETTINGS, findings, {"baseline": "b", "candidate": "c"}, 100, METRICS, turn=turn))
+    assert [one.decision for one in made] == ["promote", "inconclusive"]
+    assert "decision 2 on these examples, at level 0.0076" in made[1].reason
+
+
+def test_examples_that_answered_all_planned_questions_promote_nothing_more():
+    settings = SETTINGS.model_copy(update={"looks": 2})
+    held_out = HeldOut.of(["x"])
+    looks = Looks(held_out=held_out, earlier=[Look(candidate="d", promoted=False)] * 2)
+    turn = turn_of(settings, looks, held_out)
+    grouped = group_by_arm([*results("baseline", [0.0] * 100), *results("candidate", [1.0] * 100)])
+    findings = findings_of(settings, METRICS, grouped)
+    made = decide(settings, findings, {"baseline": "b", "candidate": "c"}, 100, METRICS, turn=turn)
+    assert (turn, made.decision, made.needed) == ((3, 0.0), "inconclusive", None)
+    assert "2 decisions were taken on these held-out examples" in made.reason
+
+
+def test_looks_that_were_counted_for_other_examples_are_refused():
+    with pytest.raises(DataError, match="counted for other examples"):
+        turn_of(SETTINGS, Looks(held_out=HeldOut.of(["x"]), earlier=[]), HeldOut.of(["y"]))
+
+
 def test_the_wire_writes_the_record_on_both_branches(tmp_path: Path):
     for name, exact, wanted in (("yes", [1.0] * 100, True), ("no", [0.0] * 100, False)):
         folder = tmp_path / name
@@ -364,6 +408,8 @@ def test_the_wire_writes_the_record_on_both_branches(tmp_path: Path):
         seal(folder / "results", "results", metadata={"arms": {"baseline": "b", "candidate": "c"}})
         write_rows(folder / "verdicts" / "verdicts.parquet", verdicts(3, 1), Verdict)
         seal(folder / "verdicts", "verdicts")
+        held_out = HeldOut.of(f"{i:05}" for i in range(100))
+        write_looks(folder / "looks", held_out, [False, False])
         judging = dsl.Metrics(uri=str(folder / "judging"))
         write_summary(judging, Summary(step="judge", headline="-", details={"may_decide": False}))
         out = dsl.Artifact(uri=str(folder / "decision"))
@@ -373,12 +419,17 @@ def test_the_wire_writes_the_record_on_both_branches(tmp_path: Path):
             results=dsl.Dataset(uri=str(folder / "results")),
             verdicts=dsl.Dataset(uri=str(folder / "verdicts")),
             judging=judging,
+            looks=dsl.Artifact(uri=str(folder / "looks")),
             decision=out,
             summary=dsl.Metrics(uri=str(folder / "summary")),
         )
         record = json.loads((Path(out.path) / "decision.json").read_text())
         assert passed is wanted
-        assert read_manifest(out.path, "decision").parents.keys() == {"results", "verdicts", "judging"}
+        assert read_manifest(out.path, "decision").parents.keys() == {"results", "verdicts", "judging", "looks"}
         assert record["examples"] == 100
         assert record["arms"]["candidate"]["exact"]["n"] == 100
         assert record["decision"] == ("promote" if wanted else "inconclusive")
+        assert (record["look"], record["alpha"]) == (3, 0.05)
+        assert record["level"] == record["criteria"][0]["alpha"] == pytest.approx(0.05 * 6 / (3 * np.pi) ** 2)
+        assert HeldOut.model_validate(record["held_out"]) == held_out
+        assert "decision 3 on these examples, at level 0.0034" in record["reason"]
