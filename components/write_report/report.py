@@ -332,7 +332,7 @@ def gate(run: Run) -> dict[str, Any]:
         "policy_text": yaml.safe_dump(policy, sort_keys=False, allow_unicode=True),
         "alpha": alpha,
         "look": run.decision.get("look"),
-        "spent": None if level is None else points(level),
+        "spent": points(run.decision.get("level") or 0),
         "examples": run.decision.get("examples"),
         "needed": run.decision.get("needed"),
     }
