@@ -142,7 +142,7 @@ class Fixture:
         ]
         missed = table(self.rows["candidate"])["near_miss"]["mean"]
         bound = {"versus": "absolute", "test": "bound", "reference": 0.5, "difference": 0.5 - missed}
-        bound |= {"low": 0.5 - missed - 0.08, "high": 0.5 - missed + 0.08, "p_value": 0.0001}
+        bound |= {"margin": 0.0, "low": 0.5 - missed - 0.08, "high": 0.5 - missed + 0.08, "p_value": 0.0001}
         criteria.append(criteria[1] | bound)
         if "champion" in self.rows:
             criteria += [
