@@ -564,20 +564,48 @@ class Criterion(Section):
 
     metric: str
     tier: Literal["critical", "primary", "supporting"] = "primary"
-    versus: list[Literal["champion", "baseline", "lexical"]] = ["champion", "baseline"]
-    """Where there is no such arm (no champion yet; no lexical search but in retrieval), the comparison falls away."""
+    versus: list[Literal["champion", "baseline", "lexical", "absolute"]] = ["champion", "baseline"]
+    """Where there is no such arm (no champion yet; no lexical search but in retrieval), the comparison falls away.
+    `absolute` is no arm but `bound`."""
     test: Literal["superiority", "non_inferiority"] = "superiority"
     margin: float = Field(0.0, ge=0)
     """In the metric's unit. For superiority the least gain; for non-inferiority the largest loss still acceptable."""
+    bound: float | None = Field(None, exclude_if=lambda bound: bound is None)
+    """In the metric's unit, for `absolute`: what the candidate's own mean must be shown to lie under, where lower is
+    better, and else above."""
+
+    @model_validator(mode="after")
+    def _bound_goes_with_absolute(self) -> Self:
+        if ("absolute" in self.versus) != (self.bound is not None):
+            raise ValueError("`versus: [absolute]` and `bound` go together: name both or neither")
+        return self
+
+
+class SliceRule(Section):
+    """Parts of the held-out set in which the candidate may not fall behind."""
+
+    by: str
+    """Name of the slices: what stands before the `=` of their labels. Each value is a slice of its own."""
+    metric: str
+    versus: list[Literal["champion", "baseline", "lexical"]] = ["champion", "baseline"]
+    margin: float = Field(0.10, ge=0)
+    """In the metric's unit: a loss that is acceptable in one slice."""
+    min_examples: int = Field(30, ge=1)
+    """A slice with fewer is shown and not tested."""
 
 
 class GateSettings(Section):
     """The policy. All `critical` and `primary` criteria must pass; `supporting` ones are reported."""
 
     alpha: float = Field(0.05, gt=0, lt=0.5)
-    """One-sided error rate of the whole decision."""
+    """Chance to promote a model that should not be, over all decisions on one held-out set."""
+    looks: int = Field(0, ge=0)
+    """Decisions on one held-out set that α is shared between; 1 spends it on the first. 0 has an open end: the k-th
+    decision gets 6/(π²k²) of α, the first one so 0.61."""
     min_examples: int = Field(100, ge=1)
     criteria: list[Criterion] = [Criterion(metric="exact")]
+    slices: list[SliceRule] = []
+    """A slice that is shown to be worse by more than its margin holds the candidate."""
     judge_may_decide: bool = False
     """Let the judge's win rate be a criterion, if it is above its floor."""
 

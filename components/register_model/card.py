@@ -66,7 +66,7 @@ def _decision(decision: Mapping[str, Any]) -> str:
     rows = (
         (
             str(row.get("metric")),
-            f"{row.get('test')} to {row.get('versus')}",
+            _asked(row),
             _number(row.get("difference")),
             _interval(row),
             _number(row.get("p_value")),
@@ -76,6 +76,11 @@ def _decision(decision: Mapping[str, Any]) -> str:
     )
     head = ("metric", "asked", "difference", "interval", "p", "result")
     return f"## Why it was promoted\n\n{decision.get('reason', '')}\n\n{_table(head, rows)}"
+
+
+def _asked(row: Mapping[str, Any]) -> str:
+    absolute = row.get("test") == "bound"
+    return f"bound {row.get('reference')}" if absolute else f"{row.get('test')} to {row.get('versus')}"
 
 
 def _limits(recipe: Recipe, decision: Mapping[str, Any]) -> str:

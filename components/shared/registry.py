@@ -16,6 +16,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,17 @@ def read_decision(digest: str) -> dict[str, Any]:
         raise RegistryError(f"the decision record {state}", where=where, fix="restore it from a backup")
     decision: dict[str, Any] = json.loads(data)
     return decision
+
+
+def decisions(name: str) -> list[dict[str, Any]]:
+    """Return every decision on record about a model's candidates, whatever it was, each once and oldest first.
+
+    Raises:
+        RegistryError: The ledger or a decision record was altered, or a record is missing.
+    """
+    digests = dict.fromkeys(entry.decision for entry in history(name) if entry.event in ("registered", "held"))
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(read_decision, digests))
 
 
 # --- events ---------------------------------------------------------------------------------------------------------

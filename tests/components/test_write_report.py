@@ -126,12 +126,24 @@ class Fixture:
             "needed": None if passed is not None else 900,
         }
 
+    def _slices(self, versus: str) -> list[dict[str, Any]]:
+        found = []
+        for place, label in enumerate(sorted({label for example in self.examples for label in example.slices})):
+            one = self._criterion("exact", "slice", versus, "non_inferiority", 0.1, (True, None, False)[place % 3])
+            few = "12 examples, and the policy asks for 30" if place == 1 else ""
+            found.append(one | {"slice": label, "needed": None, "note": few})
+        return found
+
     def _decision(self, verdict: str) -> None:
         rest = {"promote": True, "hold": False, "inconclusive": None}[verdict]
         criteria = [
             self._criterion("exact", "primary", "baseline", "superiority", 0.0, True),
             self._criterion("near_miss", "critical", "baseline", "non_inferiority", 0.02, True),
         ]
+        missed = table(self.rows["candidate"])["near_miss"]["mean"]
+        bound = {"versus": "absolute", "test": "bound", "reference": 0.5, "difference": 0.5 - missed}
+        bound |= {"margin": 0.0, "low": 0.5 - missed - 0.08, "high": 0.5 - missed + 0.08, "p_value": 0.0001}
+        criteria.append(criteria[1] | bound)
         if "champion" in self.rows:
             criteria += [
                 self._criterion("exact", "primary", "champion", "superiority", 0.0, rest),
@@ -153,7 +165,10 @@ class Fixture:
             "baseline": DIGESTS["baseline"],
             "examples": len(self.examples),
             "alpha": 0.05,
+            "look": 3,
+            "level": 0.0034,
             "criteria": criteria,
+            "slices": self._slices("champion" if "champion" in self.rows else "baseline"),
             "judge": {},
             "arms": {arm: table(rows) for arm, rows in self.rows.items()},
             "policy": GateSettings(criteria=[Criterion(metric="exact")]).model_dump(mode="json"),
@@ -448,6 +463,16 @@ def test_gains_point_right_whichever_way_a_metric_is_better(run: Fixture) -> Non
     harm = next(one for one in decision["criteria"] if one["metric"] == "near_miss" and one["versus"] == "baseline")
     assert harm["candidate"] < harm["reference"]
     assert f"+{100 * harm['difference']:.1f}" in Page(run.render()).text
+
+
+def test_the_gate_shows_bounds_slices_and_which_look_it_is(run: Fixture) -> None:
+    text = Page(run.render()).text
+    assert "Against the bound" in text
+    assert "below the bound" in text
+    assert "Slices against the champion" in text
+    assert "too few" in text
+    assert "this is decision 3, at 0.0034" in text
+    assert "99.3% interval must lie right" in text
 
 
 def test_axes_and_words() -> None:

@@ -1,6 +1,7 @@
 """How a run ended: the gate's decision, the version in force, where the report lies, and what to do next."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ def read(home: Path, record: RunRecord) -> dict[str, Any]:
     """Return the result of a run as JSON values.
 
     Keys: `run`, `name`, `state`, `decision` (None if the gate was not reached), `reason`, `version` (0 when nothing was
-    promoted), `report` (path or None), `failed` (step to its message), `users_fault`, `seconds`.
+    promoted), `criteria` (the gate's findings; of slices those that are worse), `report` (path or None), `failed` (step
+    to its message), `users_fault`, `seconds`.
     """
     decision = _decision(home, record)
     page = _report_path(home, record)
@@ -27,6 +29,7 @@ def read(home: Path, record: RunRecord) -> dict[str, Any]:
         "decision": decision.get("decision"),
         "reason": decision.get("reason", ""),
         "version": _version(home, record),
+        "criteria": [*decision.get("criteria", []), *(one for one in decision.get("slices", []) if _worse(one))],
         "report": str(page) if page else None,
         "failed": {path: task.message for path, task in leaves.items()},
         "users_fault": bool(leaves) and all(task.exit_code == 2 for task in leaves.values()),
@@ -55,10 +58,32 @@ def words(result: dict[str, Any]) -> str:
         "hold": "Held: nothing was promoted.",
         "inconclusive": "Inconclusive: nothing was promoted.",
     }[result["decision"]]
-    lines = ["", headline, f"  {result['reason']}", f"  Report:  {result['report']}"]
+    lines = ["", headline, f"  {result['reason']}", *_table(result["criteria"]), f"  Report:  {result['report']}"]
     if result["version"]:
         lines.append(f"  Serve:   assay serve {result['name']}")
     return "\n".join(lines)
+
+
+def _worse(finding: dict[str, Any]) -> bool:
+    return finding["passed"] is False
+
+
+def _table(findings: Sequence[dict[str, Any]]) -> list[str]:
+    """Write what the gate found as lines of equal columns; a gain is positive where the candidate is better."""
+    if not findings:
+        return []
+    rows = [("", "criterion", "against", "reference", "candidate", "gain", "interval of the gain", "p", "n")]
+    for one in findings:
+        metric = f"{one['metric']} ({one['tier']}{': ' + one['slice'] if one.get('slice') else ''})"
+        means = (f"{one['reference']:.3f}", f"{one['candidate']:.3f}", f"{one['difference']:+.3f}")
+        interval, p = f"{one['low']:+.3f} to {one['high']:+.3f}", one["p_value"]
+        passed = {True: "pass", False: "fail", None: "open"}[one["passed"]]
+        bar = f"{'+' if one['test'] == 'superiority' else '-'}{one['margin']:g}"
+        asked = "bound" if one["test"] == "bound" else f"{one['versus']}, {bar}"
+        rows.append((passed, metric, asked, *means, interval, f"{p:.3f}" if p >= 0.001 else "<0.001", str(one["n"])))
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    padded = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return ["", *(f"  {line.rstrip()}" for line in padded), ""]
 
 
 def _failures(result: dict[str, Any]) -> list[str]:
