@@ -624,6 +624,8 @@ class Recipe(Section):
     """What PPO maximises; None (or false) for the task's verifier."""
     classifier: ClassifierSettings | None = None
     embedding: EmbeddingSettings | None = None
+    targets: dict[str, float] = {}
+    """By metric, what it must reach for the use; `assay advise` names the lowest rung that does."""
     select: SelectSettings = SelectSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     judge: JudgeSettings = JudgeSettings()

@@ -2,6 +2,10 @@
 
 import json
 from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
 
 from ..contracts.metrics import Summary
 from ..contracts.rows import Example, write_table
@@ -32,5 +36,28 @@ def summarise(prepared: Prepared) -> Summary:
             "duplicates_dropped": duplicates,
             "conflicts": conflicts,
             "leaks": 0,
+            "answers": describe_answers(prepared.splits["sft"]),
         },
     )
+
+
+def describe_answers(table: pa.Table) -> dict[str, float]:
+    """Return the shape of a split's answers, by which `assay advise` knows a small closed set or a reader's task.
+
+    Returns:
+        `distinct`: different answers; `rarest`: rows of the rarest; `read_off`: share of rows whose answer stands, case
+        aside, in a turn before the question; `contexts`: different texts before the question, per row.
+    """
+    columns: Any = pl.from_arrow(table.select(["prompt", "reference"]))
+    before = (
+        pl.col("prompt").list.eval(pl.element().struct.field("content")).list.slice(0, pl.col("prompt").list.len() - 1)
+    )
+    texts = columns.select(pl.col("reference").str.to_lowercase(), before=before.list.join("\n").str.to_lowercase())
+    counts = texts["reference"].value_counts()
+    read_off = texts.select(pl.col("before").str.contains(pl.col("reference"), literal=True).mean()).item()
+    return {
+        "distinct": float(counts.height),
+        "rarest": float(counts["count"].min()),
+        "read_off": float(read_off),
+        "contexts": texts["before"].n_unique() / max(1, texts.height),
+    }
