@@ -42,6 +42,9 @@ class DataSettings(Section):
     """Share of the groups in each split, by hash of the group key; sums to 1."""
     min_test_rows: int = Field(50, ge=1)
     """Fewer held-out rows than this and the run stops: no gate could decide."""
+    max_contamination: float = Field(0.0, ge=0, le=1)
+    """Share of the validation or test rows whose text, case and white space aside, is a training row's too: more than
+    this and the run stops. Texts that are nearly the same are counted and shown."""
 
     @model_validator(mode="after")
     def _shares_sum_to_one(self) -> Self:

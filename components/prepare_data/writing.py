@@ -24,18 +24,25 @@ def summarise(prepared: Prepared) -> Summary:
     """Return the summary of the step."""
     rows = {name: table.num_rows for name, table in prepared.splits.items()}
     duplicates, conflicts = prepared.count(DUPLICATE), prepared.count(CONFLICT)
+    held = prepared.contamination.counts
+    seen = ", ".join(
+        f"{name} {part['exact']:,} and {part['near']:,} of {part['rows']:,}" for name, part in held.items()
+    )
     parts = ", ".join(f"{count:,} {name}" for name, count in rows.items())
     return Summary(
         step="prepare_data",
         headline=f"{sum(rows.values()):,} rows split into {parts}; {duplicates:,} duplicates and {conflicts:,} rows "
-        "with conflicting references dropped; no group or prompt stands in two splits (checked).",
+        "with conflicting references dropped; no group or prompt stands in two splits (checked). "
+        f"Texts that training has too, equal and nearly: {seen}.",
         metrics={f"rows_{name}": float(count) for name, count in rows.items()}
-        | {"duplicates_dropped": float(duplicates), "conflicts": float(conflicts)},
+        | {"duplicates_dropped": float(duplicates), "conflicts": float(conflicts)}
+        | {f"contaminated_{name}": float(part["exact"] + part["near"]) for name, part in held.items()},
         details={
             "splits": {name: {"rows": rows[name], "groups": prepared.groups[name]} for name in rows},
             "duplicates_dropped": duplicates,
             "conflicts": conflicts,
             "leaks": 0,
+            "contamination": {"counts": held, "examples": prepared.contamination.examples},
             "answers": describe_answers(prepared.splits["sft"]),
         },
     )

@@ -587,6 +587,8 @@ def data(run: Run) -> dict[str, Any]:
         "parts": parts,
         "duplicates": parted.get("duplicates_dropped", 0),
         "conflicts": parted.get("conflicts", 0),
+        "contamination": (parted.get("contamination") or {}).get("counts") or {},
+        "contaminated": (parted.get("contamination") or {}).get("examples") or [],
         "pairs": pairs(run),
     }
 
