@@ -83,6 +83,8 @@ class Facts:
     """By metric: what it must reach to be of use."""
     verdicts: Mapping[str, str] = field(default_factory=dict)
     """Stage to `challenger` (kept) or `incumbent` (left out)."""
+    endpoints: Sequence[str] = ()
+    """Arms that are models behind a server, asked by their prompt alone."""
     teacher: str = ""
     """A model that may teach."""
     verified: bool = True
@@ -222,7 +224,9 @@ def read_facts(
     details: dict[str, Any] = dict(evaluation.details)
     parts: dict[str, Any] = dict(splits.details)
     rewards = recipe.rl.rewards if recipe.rl else []
-    arms = {arm: table for arm, table in details["arms"].items() if arm in (*UNTRAINED, "champion", *STAGES)}
+    endpoints = [endpoint.name for endpoint in recipe.evaluate.endpoints if endpoint.name in details["arms"]]
+    known = (*UNTRAINED, *endpoints, "champion", *STAGES)
+    arms = {arm: table for arm, table in details["arms"].items() if arm in known}
     metrics = [Metric.model_validate(metric) for metric in details["metrics"]]
     wanted = recipe.targets if targets is None else targets
     if unknown := sorted(wanted.keys() - {metric.name for metric in metrics}):
@@ -240,6 +244,7 @@ def read_facts(
         metrics=metrics,
         arms=arms,
         targets=wanted,
+        endpoints=endpoints,
         verdicts={stage: str(summary.details.get("chosen", "")) for stage, summary in selections.items()},
         teacher=recipe.distill.teacher if recipe.distill else "",
         verified=recipe.reward_model is None and not any(isinstance(one, JudgeReward) for one in rewards),
@@ -260,6 +265,17 @@ def _enough_without(facts: Facts, arm: str) -> Finding:
     if arm == "baseline" and facts.graph == "retrieval":
         rung = "retrieval"
     return Finding(shown is True, words, rung)
+
+
+def _endpoint(facts: Facts) -> Finding:
+    """Find another model that suffices by its prompt alone."""
+    said = []
+    for arm in facts.endpoints:
+        words, shown = _against(facts, arm)
+        said.append(words)
+        if facts.targets and shown is True:
+            return Finding(True, f"{words} It is another model, paid for at every request.")
+    return Finding(False, " ".join(said))
 
 
 def _champion(facts: Facts) -> Finding:
@@ -403,6 +419,13 @@ RULES: tuple[Rule, ...] = (
         "A search by words (BM25) has no model to train or to serve, and is a strong baseline (Thakur et al. 2021, "
         "arXiv:2104.08663).",
         lambda facts: _enough_without(facts, "lexical"),
+    ),
+    Rule(
+        "another model suffices",
+        "prompting",
+        "A larger model by its prompt: right away, and the dearer the more it is asked (Chen et al. 2023, "
+        "arXiv:2305.05176).",
+        _endpoint,
     ),
     Rule(
         "champion suffices",

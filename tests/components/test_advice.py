@@ -64,6 +64,13 @@ def test_a_metric_that_an_arm_lacks_is_no_target_reached():
     assert "misses was not measured" in advice.passed[0]
 
 
+def test_another_model_that_suffices_by_its_prompt_needs_no_training_of_ours():
+    arms = {"baseline": arm(0.1), "large": arm(0.9)}
+    advice = advise(facts(arms=arms, endpoints=["large"]))
+    assert (advice.rung, advice.rule) == ("prompting", "another model suffices")
+    assert advise(facts(arms=arms, endpoints=["large"], targets={})).rung == "sft"  # no target says that it is enough
+
+
 def test_a_champion_that_serves_is_kept():
     advice = advise(facts(arms={"baseline": arm(0.1), "champion": arm(0.9)}))
     assert (advice.rung, advice.rule) == ("none", "champion suffices")
