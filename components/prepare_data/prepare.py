@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from ..contracts.errors import DataError
 from ..contracts.recipe import DataSettings
-from .contamination import EVALUATION, Contamination, find_contamination
+from ..shared.contamination import EVALUATION, Contamination, find_contamination
 
 Split = Literal["sft", "preference", "rl", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)

@@ -13,7 +13,7 @@ import time
 import pyarrow as pa
 
 from assay.components.contracts.rows import Example
-from assay.components.prepare_data.contamination import N, find_contamination
+from assay.components.shared.contamination import N, find_contamination
 
 
 def table(texts: list[str], name: str) -> pa.Table:

@@ -10,10 +10,10 @@ import pytest
 from assay.components.contracts.errors import DataError
 from assay.components.contracts.recipe import DataSettings
 from assay.components.contracts.rows import Example, Message
-from assay.components.prepare_data import contamination
-from assay.components.prepare_data.contamination import COMMON, NEAR, N, find_contamination
 from assay.components.prepare_data.prepare import prepare
 from assay.components.prepare_data.writing import describe_answers, summarise
+from assay.components.shared import contamination
+from assay.components.shared.contamination import COMMON, NEAR, N, contaminated, find_contamination
 
 LONG = "please tell me how many tablets of this medicine a grown person may take in one whole day at most"
 
@@ -143,7 +143,7 @@ def slow(training: list[str], test: list[str]) -> tuple[int, int, int]:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_columns_agree_with_the_slow_reference(seed, monkeypatch):
-    monkeypatch.setattr(contamination, "BLOCK", 7)
+    monkeypatch.setattr(contamination, "BLOCK", 150)
     rng = random.Random(seed)
     words = ["a", "b", "c", "dose", "5", "Mg", "é"]
 
@@ -163,6 +163,20 @@ def test_columns_agree_with_the_slow_reference(seed, monkeypatch):
 def test_no_row_at_all_is_no_contamination():
     assert counts(["a b c"], ["..."]) == (0, 0, 0)
     assert found([], [row("t", "a")]).counts["test"]["exact"] == 0
+
+
+def test_documents_that_hold_a_question_are_told_and_others_are_not():
+    test = [row("t", LONG), row("u", "two tablets"), row("v", "what is never said")]
+    documents = [
+        f"Chapter one. {LONG} And so on, for many pages.",
+        "two tablets",
+        "two tablets with water",  # a short question is compared whole
+        "A chapter that only says: " + " ".join(LONG.split()[:12]),
+        " ".join(LONG.split()[5:] + ["again"]),  # a part of what is covered elsewhere
+    ]
+    assert contaminated(documents, {"test": table(test)}) == [True, True, False, False, True]
+    assert contaminated(documents[2:4], {"test": table(test)}) == [False, False]
+    assert contaminated([], {"test": table(test)}) == []
 
 
 def split_rows() -> list[Example]:

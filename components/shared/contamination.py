@@ -12,7 +12,7 @@ question's, and do not count. Words are compared by 64-bit hashes, all of a colu
 seconds (`tests/benchmarks/contamination_speed.py`); equal texts are compared as they are.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,8 +26,8 @@ N = 13
 NEAR = 0.8
 COMMON = 10
 """A run that stands more often than this among the evaluation texts is of the form; so is a system turn."""
-BLOCK = 200_000
-"""Training rows whose runs are in memory at once."""
+BLOCK = 30_000_000
+"""Characters of training texts whose runs are in memory at once."""
 SHOWN = 20
 """Examples that are listed."""
 
@@ -92,6 +92,28 @@ def find_contamination(splits: Mapping[Any, pa.Table]) -> Contamination:
     )
 
 
+def contaminated(documents: Sequence[str], splits: Mapping[Any, pa.Table]) -> list[bool]:
+    """Tell which documents have a part in an evaluation row that is equal or near to what all of them say together.
+
+    Args:
+        documents: A corpus; a document may hold a question among other text.
+        splits: Tables of `Example`, the evaluation splits among them.
+    """
+    held = {name: splits[name] for name in EVALUATION if name in splits}
+    common = _common_systems(held.values())
+    asked = pl.concat([_texts(table, name, common) for name, table in held.items()])
+    texts = _normal(pl.Series("text", list(documents), dtype=pl.String))
+    _, covered = _cover(asked, pl.DataFrame({"normal": texts}))
+    runs = _runs(asked["normal"])
+    often = _often(runs)
+    dirty = np.unique(runs.hashes[(covered[runs.row] >= NEAR) & ~often])
+    found = np.zeros(len(texts), dtype=np.bool_)
+    for offset, block in _blocks(texts):
+        part = _runs(block)
+        found[offset + part.row[np.isin(part.hashes, dirty)]] = True
+    return list(found.tolist())
+
+
 def _examples(table: pl.DataFrame, seen: pl.DataFrame) -> list[dict[str, Any]]:
     order = pl.col("kind").replace_strict({"exact": 0, "near": 1, "overlapping": 2}, return_dtype=pl.Int8)
     found = table.filter(pl.col("kind") != "").with_columns(order=order)
@@ -119,14 +141,18 @@ def _texts(table: pa.Table, split: str, common: pl.Series) -> pl.DataFrame:
     turns = pl.col("prompt").list.eval(pl.element().struct.field("content"))
     known = _system().is_in(common.to_list()).fill_null(False)
     text = pl.when(known).then(turns.list.slice(1)).otherwise(turns).list.join("\n")
-    normal = text.str.normalize("NFKC").str.to_lowercase().str.replace_all(r"\s+", " ").str.strip_chars()
-    return columns.select(pl.lit(split).alias("split"), "id", normal=normal)
+    texts = columns.select(pl.lit(split).alias("split"), "id", normal=text)
+    return texts.with_columns(_normal(texts["normal"]))
+
+
+def _normal(texts: pl.Series) -> pl.Series:
+    return texts.str.normalize("NFKC").str.to_lowercase().str.replace_all(r"\s+", " ").str.strip_chars()
 
 
 def _cover(asked: pl.DataFrame, seen: pl.DataFrame) -> tuple[Places, NDArray[np.float64]]:
     """Return for each evaluation text a training text that shares a run (−1: none), and the share of words in such."""
     runs = _runs(asked["normal"])
-    unique, place, counts = np.unique(runs.hashes, return_inverse=True, return_counts=True)
+    unique, place = np.unique(runs.hashes, return_inverse=True)
     first = np.full(len(unique), -1, dtype=np.int64)
     for offset, block in _blocks(seen["normal"]):
         part = _runs(block)
@@ -134,9 +160,8 @@ def _cover(asked: pl.DataFrame, seen: pl.DataFrame) -> tuple[Places, NDArray[np.
         hit = np.flatnonzero(unique[at] == part.hashes) if len(unique) else np.empty(0, dtype=np.int64)
         hit = hit[first[at[hit]] < 0]
         first[at[hit[::-1]]] = part.row[hit[::-1]] + offset  # of several the first stays
-    whole = runs.length == runs.words[runs.row]  # a short text, or one of just so many words, is no part of a form
     taken = first[place]
-    taken[(counts[place] > COMMON) & ~whole] = -1
+    taken[_often(runs)] = -1
     hits = np.flatnonzero(taken >= 0)
     edges = np.zeros(int(runs.words.sum()) + 1, dtype=np.int64)
     np.add.at(edges, runs.start[hits], 1)
@@ -149,9 +174,17 @@ def _cover(asked: pl.DataFrame, seen: pl.DataFrame) -> tuple[Places, NDArray[np.
     return source, covered
 
 
+def _often(runs: Runs) -> NDArray[np.bool_]:
+    """Tell which runs are of the form: they stand often, and are no text by themselves."""
+    _, place, counts = np.unique(runs.hashes, return_inverse=True, return_counts=True)
+    return np.asarray((counts[place] > COMMON) & (runs.length < runs.words[runs.row]))
+
+
 def _blocks(texts: pl.Series) -> Iterator[tuple[int, pl.Series]]:
-    for offset in range(0, len(texts), BLOCK):
-        yield offset, texts[offset : offset + BLOCK]
+    block = texts.str.len_chars().cast(pl.Int64).cum_sum() // BLOCK
+    sizes = block.value_counts().sort(by=block.name)["count"].to_list()
+    for end, size in zip(np.cumsum(sizes).tolist(), sizes, strict=True):
+        yield end - size, texts[end - size : end]
 
 
 def _runs(texts: pl.Series) -> Runs:
