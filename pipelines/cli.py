@@ -11,7 +11,7 @@ import typer
 
 from assay.components.contracts.errors import AssayError
 
-from .commands import engines, models, recipes, runs, trigger
+from .commands import advise, engines, models, recipes, runs, trigger
 from .commands.options import RECIPES as RECIPES
 from .images import commands as images
 
@@ -25,6 +25,7 @@ app.command()(runs.run)
 app.command()(runs.resume)
 app.command()(runs.runs)
 app.command()(runs.report)
+app.command("advise")(advise.advise_)
 app.command("compile")(engines.compile_)
 app.command()(engines.lint)
 app.command()(engines.schedule)

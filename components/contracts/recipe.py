@@ -42,6 +42,9 @@ class DataSettings(Section):
     """Share of the groups in each split, by hash of the group key; sums to 1."""
     min_test_rows: int = Field(50, ge=1)
     """Fewer held-out rows than this and the run stops: no gate could decide."""
+    max_contamination: float = Field(0.0, ge=0, le=1)
+    """Share of the validation or test rows whose text, case and white space aside, is a training row's too: more than
+    this and the run stops. Texts that are nearly the same are counted and shown."""
 
     @model_validator(mode="after")
     def _shares_sum_to_one(self) -> Self:
@@ -527,8 +530,43 @@ class SelectSettings(Section):
     """Smallest paired difference of `metric` on the validation split that earns the place."""
 
 
+class EndpointSettings(Section):
+    """A model behind an OpenAI-compatible server, as a further arm: for example a large one, by its prompt alone."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_-]{0,30}$")
+    """Of the arm."""
+    url: str = Field(pattern=r"^https?://")
+    """Base URL, ending in /v1."""
+    model: str = Field(min_length=1)
+    key_variable: str = "OPENAI_API_KEY"
+    """Name of the environment variable that holds the key; the key itself is never written anywhere."""
+    few_shot: bool = False
+    """Show it `evaluate.few_shot` worked examples."""
+    concurrency: int = Field(16, ge=1, le=1024)
+    """Requests at a time."""
+    requests_per_minute: float = Field(0, ge=0)
+    """0 means as many as come through."""
+    max_requests: int = Field(0, ge=0)
+    """Of all answers of one evaluation and of failed attempts; 0 means no limit. Beyond it the step stops."""
+    max_tokens: int = Field(0, ge=0)
+    """The same of tokens, of prompts and answers, as the server counts them."""
+    attempts: int = Field(6, ge=1)
+    """At one question, the first among them."""
+    timeout: float = Field(120, gt=0)
+    """Seconds for one request."""
+    body: dict[str, Any] = {}
+    """Further keys of every request, or others in their place: `temperature`, `max_completion_tokens`."""
+
+
+ARMS = ("baseline", "few_shot", "lexical", "gold", "candidate", "champion")
+"""Arms that no stage and no endpoint may be called."""
+
+
 class EvaluateSettings(Section):
     """How arms are measured."""
+
+    endpoints: list[EndpointSettings] = []
+    """Further arms, beside the base model, the stages, the candidate and the champion."""
 
     few_shot: int = Field(4, ge=0, le=32)
     """Worked examples in the prompt of the few-shot baseline, from the `sft` split; 0 leaves the arm out."""
@@ -541,6 +579,14 @@ class EvaluateSettings(Section):
     confidence: float = Field(0.95, gt=0.5, lt=1)
     golden_prompts: int = Field(8, ge=1)
     """Held-out prompts on which the served model must repeat the trained model's tokens."""
+
+    @model_validator(mode="after")
+    def _arms_have_names_of_their_own(self) -> Self:
+        names = [endpoint.name for endpoint in self.endpoints]
+        taken = sorted({name for name in names if name in (*ARMS, *STAGES) or names.count(name) > 1})
+        if taken:
+            raise ValueError(f"the arm {taken[0]!r} is there already: call the endpoint something else")
+        return self
 
 
 class JudgeSettings(Section):
@@ -663,6 +709,8 @@ class Recipe(Section):
     """What PPO maximises; None (or false) for the task's verifier."""
     classifier: ClassifierSettings | None = None
     embedding: EmbeddingSettings | None = None
+    targets: dict[str, float] = {}
+    """By metric, what it must reach for the use; `assay advise` names the lowest rung that does."""
     select: SelectSettings = SelectSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     judge: JudgeSettings = JudgeSettings()
@@ -680,6 +728,12 @@ class Recipe(Section):
     def _reward_model_is_used(self) -> Self:
         if self.reward_model and (self.rl is None or self.rl.algorithm != "ppo"):
             raise ValueError("reward_model is what PPO maximises: say rl.algorithm: ppo, or leave reward_model out")
+        return self
+
+    @model_validator(mode="after")
+    def _endpoints_can_answer(self) -> Self:
+        if self.graph == "retrieval" and self.evaluate.endpoints:
+            raise ValueError("evaluate.endpoints are of the graph post_training: here arms are searches")
         return self
 
     @property

@@ -12,7 +12,7 @@ whatever order.
 
 from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
-from math import ceil, sqrt
+from math import ceil, log, sqrt
 from statistics import NormalDist
 from typing import Literal, NamedTuple
 
@@ -322,6 +322,27 @@ def required_n(differences: Floats, bar: float, alpha: float, n: int) -> int | N
     variance = max(float(differences.var(ddof=1)) if len(differences) > 1 else 0.0, 1.0 / len(differences))
     wanted = variance * (_z(1 - alpha) + _z(POWER)) ** 2 / effect**2
     return max(n + 1, ceil(wanted * n / len(differences)))
+
+
+def examples_to_show(gain: float, alpha: float, discordant: float = 0.2) -> int:
+    """Return how many paired 0/1 examples show a true gain, before anything was measured.
+
+    Args:
+        gain: Difference of the shares; above 0.
+        alpha: One-sided level.
+        discordant: Share of examples on which one arm alone is right; at least the gain itself.
+    """
+    variance = max(discordant, gain) - gain**2
+    exact = ceil(log(alpha) / log(0.5))  # fewer discordant pairs than this and McNemar's test cannot reach the level
+    return max(exact, ceil(variance * (_z(1 - alpha) + _z(POWER)) ** 2 / gain**2))
+
+
+def examples_to_tell(share: float, bar: float, alpha: float) -> int | None:
+    """Return how many 0/1 examples tell on which side of a bar a true share lies; None where it lies on the bar."""
+    if abs(share - bar) < 1e-9:
+        return None
+    variance = max(share * (1 - share), bar * (1 - bar))
+    return ceil(variance * (_z(1 - alpha) + _z(POWER)) ** 2 / (share - bar) ** 2)
 
 
 def holm(p_values: Sequence[float], alpha: float) -> list[bool]:

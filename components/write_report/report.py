@@ -14,6 +14,7 @@ from ..contracts.errors import DataError
 from ..contracts.metrics import Metric, Summary
 from ..contracts.recipe import Kind, Recipe
 from ..contracts.rows import Example, Result, read_rows
+from ..shared.advice import Cost, advise, read_facts
 from ..shared.summary import read_seconds, read_summary
 from . import cases, figures
 from .words import AFTER, BEFORE, NOTHING, cell, duration, gain, number, p_value, percent, plain, points, signed
@@ -183,6 +184,7 @@ def render(run: Run) -> str:
         keys=key_numbers(run),
         climb=climb(run),
         stages=stages(run),
+        advice=advice(run),
         gate=gate(run),
         judge=judge(run),
         slices=slices(run),
@@ -313,6 +315,23 @@ def _measured(chosen: Mapping[str, Any], metric: Metric) -> dict[str, Any]:
         "difference": gain(metric, difference.get("mean")),
         "interval": "" if NOTHING in ends else f"{ends[0]} to {ends[1]}",
     }
+
+
+def advice(run: Run) -> str:
+    """Return in a few sentences the lowest rung that suffices; nothing where the run has no evaluation or splits."""
+    if not {"evaluation", "splits"} <= run.summaries.keys():
+        return ""
+    selections = {
+        stage: run.summaries[f"select_{stage}"] for stage in run.trained if f"select_{stage}" in run.summaries
+    }
+    costs = {}
+    for stage in run.recipe.stages:
+        made = {"preference": ("candidates", "pairs"), "rl": ("reward_model",)}.get(stage, ())
+        known = [run.seconds.get(name) for name in (*made, stage, f"select_{stage}")]
+        if run.seconds.get(stage):
+            costs[stage] = Cost(sum(one for one in known if one), "as it took in this run")
+    facts = read_facts(run.recipe, run.summaries["splits"], run.summaries["evaluation"], selections, costs)
+    return advise(facts).words()
 
 
 def gate(run: Run) -> dict[str, Any]:
@@ -583,6 +602,8 @@ def data(run: Run) -> dict[str, Any]:
         "parts": parts,
         "duplicates": parted.get("duplicates_dropped", 0),
         "conflicts": parted.get("conflicts", 0),
+        "contamination": (parted.get("contamination") or {}).get("counts") or {},
+        "contaminated": (parted.get("contamination") or {}).get("examples") or [],
         "pairs": pairs(run),
     }
 

@@ -106,7 +106,7 @@ def finish(record: Any, home: Path, as_json: bool) -> None:
     else:
         print(outcome.words(result))
     if record.state == "SUCCEEDED":
-        raise typer.Exit(EXIT[result["decision"]])
+        raise typer.Exit(EXIT.get(result["decision"], 0))
     if record.state == "CANCELLED":
         raise typer.Exit(INTERRUPTED)
     raise typer.Exit(USERS_FAULT if result["users_fault"] else BROKEN)

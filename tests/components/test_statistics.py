@@ -7,6 +7,8 @@ from assay.components.shared.statistics import (
     Counts,
     bound_test,
     clopper_pearson,
+    examples_to_show,
+    examples_to_tell,
     holm,
     mcnemar,
     mean_interval,
@@ -256,3 +258,17 @@ def test_a_small_level_draws_more():
     tested = paired_test(candidate, reference, better="higher", test="non_inferiority", margin=0.3, alpha=1e-4)
     assert tested.passed is True
     assert tested.p_value < 1e-4
+
+
+def test_examples_to_show_have_the_power_they_promise_and_never_fewer_than_mcnemar_needs():
+    rng, n = np.random.default_rng(3), examples_to_show(0.1, 0.05)
+    shown = sum(paired_test(*pairs(rng, n, 0.05, 0.15), better="higher").passed is True for _ in range(600))
+    assert shown / 600 > 0.8 - 0.15  # the exact test is a little weaker than the approximation it is planned by
+    assert examples_to_show(1.0, 0.05) == 5  # 1/32 is the first power of a half below 0.05
+
+
+def test_examples_to_tell_end_an_open_question():
+    n = examples_to_tell(0.83, 0.8, 0.05)
+    assert n is not None
+    assert proportion(0.83 * n, n, 0.90).low > 0.8
+    assert examples_to_tell(0.8, 0.8, 0.05) is None

@@ -1,6 +1,7 @@
 import json
 import math
 import random
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -498,3 +499,10 @@ def test_a_reward_model_stands_before_rl_with_its_curve_and_pairs(tmp_path: Path
         assert words in page.text
     assert page.text.index("of 40 held-out pairs") < page.text.index("16 steps, loss")  # RL's headline
     assert "Select after reward model" not in page.text
+
+
+def test_the_page_says_what_would_suffice(tmp_path: Path) -> None:
+    page = Fixture(tmp_path).render()
+    (told,) = re.findall(r"<b>What would suffice:</b> (.*?)</p>", page)
+    assert told.startswith("Reinforcement learning (511 prompts). rl: exact 0.921")
+    assert "(as it took in this run, after sft)" in told  # preference was left out

@@ -53,6 +53,8 @@ def words(result: dict[str, Any]) -> str:
     """Write a result as the last lines of a run."""
     if result["state"] != "SUCCEEDED":
         return "\n".join([*_failures(result), f"Go on with: assay resume {result['run']}"])
+    if result["decision"] is None:  # it measures the baselines only
+        return f"\nMeasured. What follows from it: assay advise {result['run']}"
     headline = {
         "promote": f"Promoted: {result['name']} version {result['version']} is champion.",
         "hold": "Held: nothing was promoted.",
