@@ -97,6 +97,7 @@ class Wiring:
             data=self.data,
             results=results,
             model=self.base,
+            **self._labels(),
         )
         place(judged.set_display_name("Judge"), recipe, "generate")
         decided = gate(
@@ -119,6 +120,17 @@ class Wiring:
             **self.summaries,
         )
         place(report.set_display_name("Write report"), recipe, "light")
+
+    def _labels(self) -> dict[str, Any]:
+        """Return people's grades of answers, as the judge takes them; nothing where the recipe names none."""
+        uri = self.recipe.judge.labels
+        if not uri:
+            return {}
+        return {
+            "labels": dsl.importer(artifact_uri=uri, artifact_class=dsl.Dataset)
+            .set_display_name("Import labels")
+            .output
+        }
 
     def _act(self, decided: Any, results: Any) -> Any:
         """Add both branches of the gate, and return the version in force after it (0 for none)."""

@@ -8,9 +8,22 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from .errors import RecipeError
+
+GRADES = range(1, 6)
+"""Of a judge, worst to best."""
 
 
 class Section(BaseModel):
@@ -589,8 +602,39 @@ class EvaluateSettings(Section):
         return self
 
 
-class JudgeSettings(Section):
-    """The rubric-based judge: who judges, what it compares, and how far it must agree with labels."""
+class Rubric(Section):
+    """What a judge goes by, in words that a person could grade by too; most often a file beside the recipe.
+
+    A judge grades answers one by one only by such a rubric: a number without a word for it is no scale.
+    """
+
+    title: str = Field(min_length=1)
+    version: int = Field(1, ge=1)
+    """Raise it with the text. The digest changes by itself, and both are part of the judge's identity."""
+    judged: str = Field(min_length=1)
+    """What is judged, and for whom."""
+    criteria: list[str] = Field(min_length=1)
+    """What to look at, the weightiest first."""
+    scale: dict[int, str]
+    """What an answer of each grade is like: 1 (worst) to 5 (best)."""
+    question: str = Field(min_length=1)
+    """Asked of two answers side by side."""
+
+    @model_validator(mode="after")
+    def _scale_is_whole(self) -> Self:
+        if sorted(self.scale) != list(GRADES):
+            raise ValueError("scale says what each of the grades 1, 2, 3, 4 and 5 is, and no other")
+        return self
+
+
+AnyRubric = Annotated[
+    Annotated[str, Tag("text")] | Annotated[Rubric, Tag("rubric")],
+    Discriminator(lambda given: "text" if isinstance(given, str) else "rubric"),  # so that one kind's errors are told
+]
+
+
+class JudgeModel(Section):
+    """One judge: which model, and where it is."""
 
     backend: Literal["local", "openai", "bedrock", "none"] = "local"
     model: str = "base"
@@ -599,10 +643,35 @@ class JudgeSettings(Section):
     """Base URL of an OpenAI-compatible server, ending in /v1."""
     key_variable: str = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key; the key itself is never written anywhere."""
-    rubric: str = "Which answer reads the direction correctly and would be safer to dispense from?"
+
+
+class JudgeSettings(JudgeModel):
+    """The rubric-based judge: who judges, what it compares and grades, and how far it must agree with labels."""
+
+    rubric: AnyRubric = "Which answer reads the direction correctly and would be safer to dispense from?"
+    """A question in plain text, a `Rubric`, or `{file: PATH}`: a rubric in YAML, by its path from the recipe."""
+    panel: list[JudgeModel] = []
+    """Several judges in place of the one that this section names. Their majority decides between two answers."""
+    aggregate: Literal["mean", "median"] = "mean"
+    """What the grade of a panel is of its judges' grades."""
+    labels: str = ""
+    """URI of people's grades of answers (`Label` rows as JSON lines), which measure the judge and correct its numbers;
+    empty: the task's verifier labels which answer is better."""
     max_examples: int = Field(32, ge=1)
     min_agreement: float = Field(0.70, ge=0, le=1)
     """The floor: a judge whose agreement with labels has a lower bound under this cannot decide anything."""
+
+    @property
+    def judges(self) -> list[JudgeModel]:
+        """All that are asked."""
+        return [*(self.panel or [self])]
+
+    @model_validator(mode="after")
+    def _one_or_several(self) -> Self:
+        own = JudgeModel(**{name: getattr(self, name) for name in JudgeModel.model_fields})
+        if self.panel and own != JudgeModel():
+            raise ValueError("panel names the judges: leave backend, model, url and key_variable out beside it")
+        return self
 
 
 class Criterion(Section):
@@ -772,15 +841,10 @@ class Recipe(Section):
             seed: Replaces the recipe's seed.
 
         Raises:
-            RecipeError: The file is not a recipe.
+            RecipeError: The file is not a recipe, or names a rubric that cannot be read.
         """
         path = Path(path)
-        try:
-            raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise RecipeError(f"cannot be read: {error}", where=str(path)) from error
-        if not isinstance(raw, dict):
-            raise RecipeError("this is not a recipe: wanted a YAML mapping", where=str(path))
+        raw = read_mapping(path, "a recipe")
         profiles = raw.pop("profiles", None) or {}
         if not isinstance(profiles, dict) or not all(isinstance(overlay, dict) for overlay in profiles.values()):
             raise RecipeError("wanted a mapping from a profile's name to a mapping", where=f"{path}: profiles")
@@ -794,6 +858,8 @@ class Recipe(Section):
             raw = merge(raw, profiles[profile])
         if seed is not None:
             raw["seed"] = seed
+        if named := rubric_file(raw):
+            raw["judge"]["rubric"] = read_mapping(path.parent / named, "a rubric")
         try:
             return cls.model_validate(raw)
         except ValidationError as error:
@@ -807,6 +873,28 @@ class Recipe(Section):
                 where=str(path),
                 fix="correct these keys; `assay recipe show NAME` prints a complete one",
             ) from error
+
+
+def read_mapping(path: Path, what: str) -> dict[str, Any]:
+    """Return the YAML mapping of a file.
+
+    Raises:
+        RecipeError: It cannot be read, or is none.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RecipeError(f"cannot be read: {error}", where=str(path)) from error
+    if not isinstance(raw, dict):
+        raise RecipeError(f"this is not {what}: wanted a YAML mapping", where=str(path))
+    return raw
+
+
+def rubric_file(raw: dict[str, Any]) -> str:
+    """Return the path of the rubric that a recipe, not yet validated, names beside itself; empty for none."""
+    judge = raw.get("judge")
+    rubric = judge.get("rubric") if isinstance(judge, dict) else None
+    return str(rubric["file"]) if isinstance(rubric, dict) and set(rubric) == {"file"} else ""
 
 
 def merge(base: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:

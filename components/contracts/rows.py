@@ -155,6 +155,12 @@ class Verdict(Row):
     """Verdict with arm b shown first, named by arm, not by position."""
     label: Literal["a", "b", "tie"] | None = None
     """The labelled winner, where one is known."""
+    asked: bool = True
+    """False where both answers were the same text: a tie that says nothing of the judge."""
+    longer: Literal["a", "b", "tie"] | None = None
+    """The arm whose answer has more characters."""
+    votes: list[Literal["a", "b", "tie"]] = []
+    """Each judge's winner, in the panel's order."""
 
     SCHEMA: ClassVar[pa.Schema] = pa.schema(
         [
@@ -166,6 +172,50 @@ class Verdict(Row):
             ("first", pa.string()),
             ("swapped", pa.string()),
             ("label", pa.string()),
+            ("asked", pa.bool_()),
+            ("longer", pa.string()),
+            ("votes", pa.list_(pa.string())),
+        ]
+    )
+
+
+class Label(Row):
+    """What a person says of one answer."""
+
+    example_id: str
+    response: str
+    """The answer, to the letter as the results have it."""
+    grade: float = Field(ge=1, le=5)
+    """By the judge's rubric: 1 (worst) to 5 (best)."""
+    rater: str = ""
+    """Who; several may grade one answer."""
+
+    SCHEMA: ClassVar[pa.Schema] = pa.schema(
+        [("example_id", pa.string()), ("response", pa.string()), ("grade", pa.float64()), ("rater", pa.string())]
+    )
+
+
+class Grade(Row):
+    """What the judges say of one answer by itself, from 1 (worst) to 5 (best)."""
+
+    arm: str
+    example_id: str
+    group: str
+    grade: float | None
+    """Of all judges together; None where no reply could be read."""
+    grades: list[float | None]
+    """Each judge's, in the panel's order."""
+    label: float | None = None
+    """The mean of people's grades, where there is one."""
+
+    SCHEMA: ClassVar[pa.Schema] = pa.schema(
+        [
+            ("arm", pa.string()),
+            ("example_id", pa.string()),
+            ("group", pa.string()),
+            ("grade", pa.float64()),
+            ("grades", pa.list_(pa.float64())),
+            ("label", pa.float64()),
         ]
     )
 

@@ -41,6 +41,7 @@ from ..contracts.metrics import Metric, Summary
 from ..contracts.recipe import Criterion, GateSettings, SliceRule
 from ..contracts.rows import Result, Verdict, read_rows
 from ..shared.looks import HeldOut, Looks, level
+from ..shared.prediction import corrected_win_rate
 from ..shared.statistics import (
     Counts,
     Floats,
@@ -399,17 +400,21 @@ def _slice(rule: SliceRule, metric: Metric, alpha: float, scores: Scores, label:
 
 
 def judged(settings: GateSettings, judge: dict[str, Any], verdicts: Sequence[Verdict]) -> list[Finding]:
-    """Return the judge's criterion, if the policy wants one: wins against losses, ties left out (a sign test).
+    """Return the judge's criterion, if the policy wants one.
 
-    A judge below its floor cannot decide: its criterion is then neither passed nor failed.
+    Where labels exist, it is the win rate that they correct, a tie counted as half (`shared/prediction.py`): then what
+    the judge gets wrong in one direction promotes nothing. Else it is its wins against its losses, ties left out (a
+    sign test). A judge below its floor cannot decide: its criterion is then neither passed nor failed.
     """
     if not settings.judge_may_decide:
         return []
+    corrected = corrected_win_rate(verdicts, 1 - 2 * settings.alpha)
     wins = sum(verdict.winner == "a" for verdict in verdicts)
     losses = sum(verdict.winner == "b" for verdict in verdicts)
-    decided = wins + losses
-    share = proportion(wins, decided, 1 - 2 * settings.alpha) if decided else Interval(mean=0.5, low=0, high=1, n=0)
-    p_value = mcnemar(Counts(wins, losses, decided))
+    n = len(verdicts) if corrected else wins + losses
+    alone = proportion(wins, n, 1 - 2 * settings.alpha) if n else Interval(mean=0.5, low=0, high=1, n=0)
+    share = corrected or alone
+    p_value = corrected.p_value if corrected else mcnemar(Counts(wins, losses, n))
     shown = True if p_value <= settings.alpha else False if share.high <= 0.5 else None
     return [
         Finding(
@@ -418,7 +423,7 @@ def judged(settings: GateSettings, judge: dict[str, Any], verdicts: Sequence[Ver
             versus=str(judge.get("compared", [CANDIDATE, "baseline"])[1]),
             test="superiority",
             margin=0.0,
-            n=decided,
+            n=n,
             candidate=share.mean,
             reference=0.5,
             difference=share.mean - 0.5,

@@ -1,6 +1,6 @@
-"""The wire of `judge`. The work is in `compare.py` and `shared/judging.py`."""
+"""The wire of `judge`. The work is in `compare.py`, `grades.py` and `believe.py`; the judges in `shared/judging.py`."""
 
-from typing import Any
+from typing import Any, Optional
 
 from kfp.dsl import Dataset, Input, Metrics, Model, Output
 
@@ -16,8 +16,9 @@ def judge(
     model: Input[Model],
     verdicts: Output[Dataset],
     summary: Output[Metrics],
+    labels: Optional[Input[Dataset]] = None,
 ) -> None:
-    """Let a judge compare the candidate with the champion, or with the baseline if there is no champion.
+    """Let judges compare the candidate with the champion (or the baseline), and grade the answers of every arm.
 
     Args:
         settings: `JudgeSettings`.
@@ -25,19 +26,21 @@ def judge(
         data: `splits`; reads test.parquet.
         results: `results`; the arms' answers to it.
         model: The base model, which is the local judge named `base`.
-        verdicts: `Verdict` rows, one per example; none with the backend `none`.
-        summary: Win rate, swap consistency, agreement with the labels, and whether the judge may decide.
+        verdicts: `Verdict` rows, one per example, and `Grade` rows, one per arm and example; none without a judge.
+        summary: Win rate, grades, agreement with the labels, and whether the judge may decide.
+        labels: `Label` rows as JSON lines: people's grades of answers. None lets the task's verifier label.
     """
     import time
     from pathlib import Path
 
     from ..contracts.artifacts import read_manifest, seal
-    from ..contracts.recipe import JudgeSettings
-    from ..contracts.rows import Example, Result, Verdict, read_rows, write_rows
-    from ..shared.judging import open_judge
+    from ..contracts.recipe import JudgeSettings, Rubric
+    from ..contracts.rows import Example, Grade, Result, Verdict, read_rows, write_rows
+    from ..shared.judging import grading_text, identity_of, open_judge, pairwise_text, rubric_card
     from ..shared.summary import write_summary
     from ..shared.tasks.task import get_task
-    from . import compare as work
+    from . import believe, compare, grades
+    from .labels import by_answer, card, read_labels
 
     start = time.monotonic()
     wanted, chosen = JudgeSettings.model_validate(settings), get_task(task)
@@ -47,15 +50,25 @@ def judge(
         "model": read_manifest(model.path, "model"),
     }
     answers = read_rows(Path(results.path) / "results.parquet", Result)
-    arms = work.choose_arms(answers)
-    pairs, said = [], []
-    opened = open_judge(wanted, model.path)
-    if opened:
+    arms = compare.choose_arms(answers)
+    people = read_labels(labels.path) if labels else None
+    known = None if people is None else by_answer(people)
+    said, graded = {}, []
+    if judges := [judge for one in wanted.judges if (judge := open_judge(one, model.path))]:
         examples = read_rows(Path(data.path) / "test.parquet", Example)
-        pairs = work.pair_up(answers, examples, arms, wanted.max_examples)
-        said = work.compare(pairs, opened, chosen, wanted.rubric)
-    count = write_rows(Path(verdicts.path) / "verdicts.parquet", said, Verdict)
-    told = {"arms": list(arms), "judge": opened.identity if opened else "none"}
-    seal(verdicts.path, "verdicts", parents=parents, counts={"verdicts": count}, metadata=told)
-    table = work.summarise(said, sum(pair.equal for pair in pairs), arms, wanted)
+        pairs = compare.pair_up(answers, examples, arms, wanted.max_examples)
+        text = pairwise_text(wanted.rubric)
+        said = {identity_of(one, wanted.rubric): compare.compare(pairs, one, chosen, text, known) for one in judges}
+        if isinstance(wanted.rubric, Rubric):
+            shown = [pair.example for pair in pairs]
+            graded = grades.grade(answers, shown, judges, grading_text(wanted.rubric), wanted.aggregate, known)
+    together = compare.combine(list(said.values())) if said else []
+    counts = {
+        "verdicts": write_rows(Path(verdicts.path) / "verdicts.parquet", together, Verdict),
+        "grades": write_rows(Path(verdicts.path) / "grades.parquet", graded, Grade),
+    }
+    told = {"arms": list(arms), "judges": list(said), "rubric": rubric_card(wanted.rubric)}
+    seal(verdicts.path, "verdicts", parents=parents, counts=counts, metadata=told)
+    counted = None if people is None else card(people, answers)
+    table = believe.summarise(together, arms, wanted, panel=said, grades=graded, labels=counted)
     write_summary(summary, table, seconds=time.monotonic() - start, parents=parents)

@@ -12,7 +12,7 @@ import yaml
 from ..contracts.artifacts import Manifest, digest_of, read_manifest
 from ..contracts.errors import DataError
 from ..contracts.metrics import Metric, Summary
-from ..contracts.recipe import Kind, Recipe
+from ..contracts.recipe import GRADES, Kind, Recipe
 from ..contracts.rows import Example, Result, read_rows
 from ..shared.advice import Cost, advise, read_facts
 from ..shared.summary import read_seconds, read_summary
@@ -32,6 +32,18 @@ SERIES = {
     "informative_groups": "Groups with a gradient",
 }
 """Numbers of a training curve that are worth a figure, by name."""
+SCORE = Metric(
+    name="judge_score",
+    title="Judge score",
+    better="higher",
+    unit="points",
+    low=GRADES[0],
+    high=GRADES[-1],
+    definition="The judge's grade by its rubric, 1 to 5, on examples it was shown; a reply without one is left out. "
+    "Where it is marked as advisory, the grades' agreement with labels is below the floor, and they decide nothing.",
+)
+OWN_SERIES = {"embedding": {"accuracy": "Questions with their passage first in the batch"}}
+"""Where a stage's number of that name is another one."""
 LIGHT = ("validation", "splits", "pairs")
 """Steps that are of the kind `light`; those of a stage are `train`, any other `generate`."""
 SIDE = {"lower": "below", "higher": "above"}
@@ -256,18 +268,24 @@ def climb(run: Run) -> dict[str, Any]:
         ]
         title = f"{metric.title} by arm, {metric.better} is better"
         charts.append({"metric": metric, "svg": figures.dot_plot(title, dots, number(metric), metric.high)})
+    graded = run.details("judging").get("grades") or {}
+    scores = graded.get("arms") or {}
     rows = [
         {
             "arm": run.titles.get(arm, arm),
             "strong": arm == "candidate",
             "same": same if arm == "candidate" else "",
-            "cells": [cell(table, metric) for metric in metrics],
+            "cells": [
+                *(cell(table, metric) for metric in metrics),
+                *([cell({SCORE.name: scores.get(arm)}, SCORE)] if scores else []),
+            ],
         }
         for arm, table in arms.items()
     ]
     return {
         "charts": charts,
-        "metrics": metrics,
+        "metrics": [*metrics, *([SCORE] if scores else [])],
+        "advisory": {SCORE.name} if scores and not graded.get("may_decide") else set(),
         "rows": rows,
         "same": same,
         "champion": "champion" in arms,
@@ -442,26 +460,97 @@ def judge(run: Run) -> dict[str, Any]:
         return figures.strip(title, dot, scale, threshold, state)
 
     may = bool(card.get("may_decide"))
+    # Every row: title, what stands under it, number, figure.
+    wanted = [
+        ("Win rate", "dashed at one half", rate, 0.5, "open"),
+        ("Win rate, corrected", "by labels of a part", _corrected(card), 0.5, "open"),
+        ("Agreement with labels", f"dashed at the floor, {percent(floor or 0)}", agreement, floor or 0, STATES[may]),
+    ]
     return {
         "headline": run.summaries["judging"].headline if "judging" in run.summaries else "",
         "present": bool(card.get("n")),
-        "backend": run.recipe.judge.backend,
+        "backend": card.get("backend") or run.recipe.judge.backend,
         "card": card,
         "may_decide": may,
-        "rate": _share(rate),
-        "agreement": _share(agreement),
-        "floor": None if floor is None else percent(floor),
-        "rate_svg": bar("win rate against one half", rate, 0.5, "open") if rate.get("mean") is not None else None,
-        "agreement_svg": bar(
-            "agreement with labels against its floor", agreement, floor or 0, "pass" if may else "fail"
-        )
-        if agreement.get("mean") is not None
-        else None,
+        "rows": [
+            {
+                "title": title,
+                "sub": sub,
+                "text": _share(found),
+                "svg": bar(title, found, line, state) if found.get("mean") is not None else "",
+            }
+            for title, sub, found, line, state in wanted
+            if found
+        ],
         "axis": figures.strip_axis(scale, percent),
         "compared": [run.titles.get(str(arm), str(arm)) for arm in card.get("compared") or ["candidate", "baseline"]],
-        "consistency": None if card.get("swap_consistency") is None else percent(card["swap_consistency"]),
-        "rubric": card.get("rubric") or run.recipe.judge.rubric,
+        "rubric": card.get("rubric") or {},
+        "facts": _reliability(card),
+        "grades": _grades(run, card.get("grades") or {}),
     }
+
+
+def _corrected(card: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the corrected win rate; nothing where there are labels of all, for it is theirs alone then."""
+    found: dict[str, Any] = card.get("win_rate_corrected") or {}
+    return found if found.get("predicted") else {}
+
+
+def _reliability(card: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what else speaks for and against believing the judge, each with its title."""
+    labels, alpha = card.get("labels") or {}, card.get("alpha")
+    return [
+        ("Same verdict when swapped", _share(card.get("swap_consistency") or {})),
+        ("Names what stands first", _share(card.get("first") or {})),
+        ("Cohen's kappa with labels", _plain_interval(card.get("kappa") or {})),
+        (
+            "Prefers the longer answer",
+            f"{_share(card.get('longer') or {})}; labels do: {_share(card.get('labels_longer') or {})}",
+        ),
+        (
+            "No opinion, or unreadable",
+            f"{card.get('abstained', 0)} tied in both orders, {card.get('unparsed', 0)} not read",
+        ),
+        *([("Judges", ", ".join(card["judges"]))] if len(card.get("judges") or {}) > 1 else []),
+        *([("Alpha among judges", signed(points(alpha)))] if alpha is not None else []),
+        *([("People's labels", f"{labels['used']} of {labels['given']} are of these answers")] if labels else []),
+    ]
+
+
+def _plain_interval(found: Mapping[str, Any]) -> str:
+    if found.get("mean") is None:
+        return NOTHING
+    mean, low, high = (signed(points(found[end])) for end in ("mean", "low", "high"))
+    return f"{mean} ({low} to {high})"
+
+
+def _grades(run: Run, graded: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return what the judge card says of the grades; None where there are none."""
+    if not graded:
+        return None
+    difference, alpha = graded["difference"], graded.get("alpha")
+    missing = [(run.titles.get(arm, arm), found["unparsed"]) for arm, found in graded["arms"].items()]
+    kappa, corrected = graded["kappa"], difference.get("corrected") or {}
+    return {
+        "may_decide": graded["may_decide"],
+        "facts": [
+            ("Difference", f"{_gain(difference)}, n = {difference['n']}"),
+            *(
+                [("Difference, corrected", f"{_gain(corrected)} by labels of {corrected['n']}")]
+                if corrected.get("n")
+                else []
+            ),
+            ("Higher grade is the labels' winner", _share(graded["agreement"])),
+            *([("Weighted kappa with people", _plain_interval(kappa))] if kappa["n"] else []),
+            *([("Alpha among judges, ordinal", signed(points(alpha)))] if alpha is not None else []),
+            ("Replies without a grade", ", ".join(f"{arm} {count}" for arm, count in missing if count) or "none"),
+        ],
+    }
+
+
+def _gain(found: Mapping[str, Any]) -> str:
+    mean, low, high = (gain(SCORE, found.get(end)) for end in ("mean", "low", "high"))
+    return mean if found.get("mean") is None else f"{mean} ({low} to {high})"
 
 
 def _share(found: Mapping[str, Any]) -> str:
@@ -519,7 +608,7 @@ def training(run: Run) -> list[dict[str, Any]]:
             {
                 "title": title,
                 "headline": run.summaries[stage].headline,
-                "charts": _curves(title, details.get("curve") or []),
+                "charts": _curves(title, details.get("curve") or [], SERIES | OWN_SERIES.get(stage, {})),
                 "ok": effect.get("ok"),
                 "checks": effect.get("checks") or {},
                 "facts": _facts(run, stage, details, effect),
@@ -541,19 +630,19 @@ def _facts(run: Run, stage: str, details: Mapping[str, Any], effect: Mapping[str
     ]
 
 
-def _curves(title: str, curve: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
+def _curves(title: str, curve: Sequence[Mapping[str, float]], names: Mapping[str, str]) -> list[dict[str, Any]]:
     charts = []
     # The loss of a policy gradient says nothing of progress: it stands near zero by construction.
-    wanted = [name for name in SERIES if not (name == "loss" and any("reward" in point for point in curve))]
+    wanted = [name for name in names if not (name == "loss" and any("reward" in point for point in curve))]
     for name in wanted:
         known = [point for point in curve if point.get(name) is not None and math.isfinite(point[name])]
         line = [(float(point["step"]), float(point[name])) for point in known]
         if not line:
             continue
         first, last = points(line[0][1]), points(line[-1][1])
-        label = f"{title}: {SERIES[name]} from {first} to {last}"
+        label = f"{title}: {names[name]} from {first} to {last}"
         charts.append(
-            {"name": SERIES[name], "first": first, "last": last, "svg": figures.line_chart(label, line, points)}
+            {"name": names[name], "first": first, "last": last, "svg": figures.line_chart(label, line, points)}
         )
     return charts
 

@@ -397,6 +397,24 @@ def test_looks_that_were_counted_for_other_examples_are_refused():
         turn_of(SETTINGS, Looks(held_out=HeldOut.of(["x"]), earlier=[]), HeldOut.of(["y"]))
 
 
+def test_labels_overrule_a_judge_that_flatters():
+    settings, trusted = GateSettings(judge_may_decide=True), {"may_decide": True, "compared": ["candidate", "baseline"]}
+    flattered = verdicts(180, 20)
+    assert judged(settings, trusted, flattered)[0].passed is True
+    known = [
+        row.model_copy(update={"label": "ab"[place % 2] if place < 60 else None}) for place, row in enumerate(flattered)
+    ]
+    [found] = judged(settings, trusted, known)
+    assert (found.passed, found.n) == (None, 200)
+    assert found.candidate == pytest.approx(0.5, abs=0.05)
+    right = [row.model_copy(update={"label": row.winner if place % 3 else None}) for place, row in enumerate(flattered)]
+    [found] = judged(settings, trusted, right)
+    assert (found.passed, found.candidate) == (True, pytest.approx(0.9, abs=0.02))
+    assert judged(settings, trusted | {"may_decide": False}, right)[0].passed is None
+    worse = [row.model_copy(update={"label": "b" if place < 60 else None}) for place, row in enumerate(flattered)]
+    assert judged(settings, trusted, worse)[0].passed is False
+
+
 def test_the_wire_writes_the_record_on_both_branches(tmp_path: Path):
     for name, exact, wanted in (("yes", [1.0] * 100, True), ("no", [0.0] * 100, False)):
         folder = tmp_path / name

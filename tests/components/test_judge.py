@@ -15,11 +15,12 @@ from kfp import dsl
 
 from assay.components.contracts.artifacts import read_manifest, seal
 from assay.components.contracts.errors import DataError
-from assay.components.contracts.recipe import JudgeSettings
-from assay.components.contracts.rows import Example, Message, Result, Verdict, read_rows, write_rows
+from assay.components.contracts.recipe import JudgeSettings, Rubric
+from assay.components.contracts.rows import Example, Grade, Message, Result, Verdict, read_rows, write_rows
+from assay.components.judge import believe, grades
 from assay.components.judge import compare as work
 from assay.components.judge.component import judge
-from assay.components.shared.judging import Choice, Question
+from assay.components.shared.judging import Answer, Choice, Question, rubric_card
 from assay.components.shared.summary import read_summary
 from assay.components.shared.tasks.task import get_task
 
@@ -53,12 +54,21 @@ def wrong(number: int) -> str:
 
 
 class Fake:
-    """A judge that is a function."""
+    """A judge that is a function, or two."""
 
     identity = "fake"
 
-    def __init__(self, choose: Callable[[Question], Choice | None]) -> None:
-        self.choose, self.asked = choose, 0
+    def __init__(
+        self,
+        choose: Callable[[Question], Choice | None],
+        rate: Callable[[Answer], float | None] = lambda _: None,
+        identity: str = "fake",
+    ) -> None:
+        self.choose, self.rate, self.asked, self.identity = choose, rate, 0, identity
+
+    def grade(self, answers: Sequence[Answer]) -> list[float | None]:
+        self.asked += len(answers)
+        return [self.rate(answer) for answer in answers]
 
     def compare(self, questions: Sequence[Question]) -> list[Choice | None]:
         self.asked += len(questions)
@@ -80,7 +90,7 @@ def own_work_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def examine(rows: list[Result], fake: Fake, most: int = 100) -> tuple[list[Verdict], dict[str, Any]]:
     pairs = work.pair_up(rows, [example(number) for number in range(24)], ARMS, most)
     verdicts = work.compare(pairs, fake, TASK, "Which is right?")
-    summary = work.summarise(verdicts, sum(pair.equal for pair in pairs), ARMS, JudgeSettings())
+    summary = believe.summarise(verdicts, ARMS, JudgeSettings())
     return verdicts, summary.details
 
 
@@ -88,14 +98,14 @@ def test_a_judge_that_knows_may_decide() -> None:
     verdicts, details = examine(results(right, wrong), Fake(knows))
     assert {(verdict.winner, verdict.label) for verdict in verdicts} == {("a", "a")}
     assert details["wins"] == details["n"] == details["agreement"]["n"] == 24
-    assert (details["win_rate"]["mean"], details["swap_consistency"]) == (1, 1)
+    assert (details["win_rate"]["mean"], details["swap_consistency"]["mean"]) == (1, 1)
     assert details["may_decide"] is True
 
 
 def test_a_judge_that_likes_the_first_position_says_nothing() -> None:
     verdicts, details = examine(results(right, wrong), Fake(lambda _: "first"))
     assert {(verdict.first, verdict.swapped, verdict.winner) for verdict in verdicts} == {("a", "b", "tie")}
-    assert (details["ties"], details["swap_consistency"]) == (24, 0)
+    assert (details["ties"], details["swap_consistency"]["mean"]) == (24, 0)
     assert (details["win_rate"]["mean"], details["agreement"]["mean"]) == (0.5, 0)
     assert details["may_decide"] is False
 
@@ -109,10 +119,10 @@ def test_a_judge_that_is_wrong_may_not_decide() -> None:
 def test_unparsed_replies_are_counted_and_never_dropped() -> None:
     verdicts, details = examine(results(right, wrong), Fake(lambda q: None if q.first.isdigit() else "second"))
     assert {(verdict.first, verdict.swapped, verdict.winner) for verdict in verdicts} == {("unparsed", "a", "tie")}
-    assert (details["n"], details["unparsed"], details["swap_consistency"]) == (24, 24, 0)
+    assert (details["n"], details["unparsed"], details["swap_consistency"]["mean"]) == (24, 24, 0)
     assert (details["agreement"]["n"], details["may_decide"]) == (24, False)
     _, silent = examine(results(right, wrong), Fake(lambda _: None))
-    assert (silent["unparsed"], silent["ties"], silent["swap_consistency"]) == (24, 24, 0)
+    assert (silent["unparsed"], silent["ties"], silent["swap_consistency"]["mean"]) == (24, 24, 0)
 
 
 def test_equal_answers_are_ties_without_asking() -> None:
@@ -120,10 +130,10 @@ def test_equal_answers_are_ties_without_asking() -> None:
     _, details = examine(results(right, lambda number: right(number) if number % 2 else wrong(number)), fake)
     assert fake.asked == 24
     assert (details["equal_answers"], details["asked"], details["ties"], details["wins"]) == (12, 12, 12, 12)
-    assert (details["swap_consistency"], details["agreement"]["n"]) == (1, 12)
+    assert (details["swap_consistency"]["mean"], details["agreement"]["n"]) == (1, 12)
     _, same = examine(results(right, right), fake)
     assert fake.asked == 24
-    assert (same["swap_consistency"], same["may_decide"]) == (None, False)
+    assert (same["swap_consistency"]["mean"], same["may_decide"]) == (None, False)
     assert same["agreement"] == {"mean": None, "low": 0, "high": 1, "n": 0}
 
 
@@ -233,7 +243,9 @@ def openai_server(reply: Callable[[str], str]) -> Iterator[str]:
         server.server_close()
 
 
-def run(folder: Path, model: Path, rows: list[Result], settings: JudgeSettings) -> tuple[Path, Path]:
+def run(
+    folder: Path, model: Path, rows: list[Result], settings: JudgeSettings, labels: Path | None = None
+) -> tuple[Path, Path]:
     data, answers = folder / "data", folder / "results"
     write_rows(data / "test.parquet", [example(number) for number in range(24)], Example)
     write_rows(answers / "results.parquet", rows, Result)
@@ -247,6 +259,7 @@ def run(folder: Path, model: Path, rows: list[Result], settings: JudgeSettings) 
         model=dsl.Model(uri=str(model)),
         verdicts=dsl.Dataset(uri=str(folder / "verdicts")),
         summary=dsl.Metrics(uri=str(folder / "summary")),
+        labels=dsl.Dataset(uri=str(labels)) if labels else None,
     )
     return folder / "verdicts", folder / "summary"
 
@@ -261,7 +274,12 @@ def test_step_with_a_server_and_answers_that_give_orders(
     rows = read_rows(verdicts / "verdicts.parquet", Verdict)
     assert [row.winner for row in rows] == ["a"] * 20
     assert read_summary(summary).details["may_decide"] is True
-    assert read_manifest(verdicts, "verdicts").metadata == {"arms": list(ARMS), "judge": "openai:m"}
+    told = read_manifest(verdicts, "verdicts").metadata
+    assert (told["arms"], told["judges"]) == (
+        list(ARMS),
+        [f"openai:m rubric:0:{told['rubric']['digest'][:12]}"],
+    )
+    assert told["rubric"] == rubric_card(settings.rubric)
     written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert KEY.encode() not in written
     assert KEY not in "".join(capfd.readouterr())
@@ -277,7 +295,7 @@ def test_step_with_a_server_that_likes_a_position_or_talks_around_it(
         verdicts, summary = run(tmp_path, tiny_model, results(right, wrong), settings)
     rows, details = read_rows(verdicts / "verdicts.parquet", Verdict), read_summary(summary).details
     assert {(row.first, row.swapped, row.winner) for row in rows} == {(*said, "tie")}
-    assert (details["n"], details["ties"], details["swap_consistency"]) == (20, 20, 0)
+    assert (details["n"], details["ties"], details["swap_consistency"]["mean"]) == (20, 20, 0)  # type: ignore[index]
     assert (details["win_rate"]["mean"], details["may_decide"]) == (0.5, False)  # type: ignore[index]
 
 
@@ -292,6 +310,105 @@ def test_step_with_the_local_judge_is_repeatable(
     assert first == second
     assert read_summary(made[0][1]).details["n"] == 8
     assert read_summary(made[0][1]).details["may_decide"] is False
+
+
+RUBRIC = Rubric(
+    title="Sums",
+    version=3,
+    judged="The answer to a sum.",
+    criteria=["It is right.", "It is nothing but the number."],
+    scale={1: "No number.", 2: "A wrong number.", 3: "Near.", 4: "Right, with words.", 5: "Right, and no more."},
+    question="Which answer is right?",
+)
+
+
+def strict(answer: Answer) -> float | None:
+    return 5.0 if answer.answer.isdigit() else 2.0
+
+
+def graded(rows: list[Result], judges: list[Fake], **given: Any) -> list[Grade]:
+    return grades.grade(rows, [example(number) for number in range(24)], judges, "Grade it.", **given)
+
+
+def test_every_arms_answers_are_graded_and_what_two_arms_say_is_asked_once() -> None:
+    rows = [*results(right, wrong), *(result("sft", number, right(number)) for number in range(24))]
+    fake = Fake(knows, strict)
+    made = graded(rows, [fake])
+    assert fake.asked == 48
+    assert {(row.arm, row.grade) for row in made} == {("candidate", 5), ("baseline", 2), ("sft", 5)}
+    assert all(row.grades == [row.grade] for row in made)
+    table = believe.grading(made, examine(rows, fake)[0], ARMS, JudgeSettings())
+    assert {arm: (found["mean"], found["n"], found["unparsed"]) for arm, found in table["arms"].items()} == {
+        "candidate": (5, 24, 0),
+        "baseline": (2, 24, 0),
+        "sft": (5, 24, 0),
+    }
+    assert all(1 <= found["low"] < found["high"] <= 5 for found in table["arms"].values())
+    assert (table["difference"]["mean"], table["difference"]["n"], table["agreement"]["n"]) == (3, 24, 24)
+    assert table["difference"]["low"] > 0
+    assert table["may_decide"] is True
+
+
+def test_a_reply_without_a_grade_is_counted_and_is_neither_a_one_nor_a_three() -> None:
+    def silent_on_even(answer: Answer) -> float | None:
+        return None if answer.answer.isdigit() and int(answer.answer) % 2 else strict(answer)
+
+    rows = results(right, wrong)
+    made = graded(rows, [Fake(knows, silent_on_even)])
+    verdicts, _ = examine(rows, Fake(knows))
+    table = believe.grading(made, verdicts, ARMS, JudgeSettings())
+    candidate = table["arms"]["candidate"]
+    assert (candidate["mean"], candidate["n"], candidate["unparsed"]) == (5, 12, 12)
+    assert (table["difference"]["mean"], table["difference"]["n"]) == (3, 12)
+    # It says nothing of half the pairs that the labels decide, and that counts against it.
+    assert (table["agreement"]["mean"], table["agreement"]["n"], table["may_decide"]) == (0.5, 24, False)
+    mute = graded(rows, [Fake(knows, identity="mute")])
+    none = believe.grading(mute, verdicts, ARMS, JudgeSettings())
+    assert (none["arms"]["candidate"]["mean"], none["difference"]["mean"], none["may_decide"]) == (None, None, False)
+    told = believe.summarise(verdicts, ARMS, JudgeSettings(rubric=RUBRIC), grades=mute)
+    assert told.metrics["scores_unparsed"] == 48
+    assert not {"score_candidate", "score_gain"} & told.metrics.keys()
+
+
+def test_grades_that_go_against_the_labels_decide_nothing() -> None:
+    rows = results(wrong, right)
+    made = graded(rows, [Fake(knows, lambda answer: 7 - strict(answer))])
+    told = believe.summarise(examine(rows, Fake(knows))[0], ARMS, JudgeSettings(rubric=RUBRIC), grades=made)
+    assert told.details["grades"]["difference"]["mean"] == 3  # type: ignore[index]
+    assert told.details["grades"]["may_decide"] is False  # type: ignore[index]
+    assert "decide nothing" in told.headline
+
+
+def test_a_killed_step_does_not_ask_for_grades_again() -> None:
+    rows, first, second = results(right, wrong), Fake(knows, strict), Fake(knows, strict)
+    assert graded(rows, [first]) == graded(rows, [second])
+    assert (first.asked, second.asked) == (48, 0)
+
+
+def test_step_grades_by_a_rubric_on_a_server(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+
+    def reply(shown: str) -> str:
+        return prefers_a_number(shown) if shown else "I would say: good.\n\nGrade: 4/5"
+
+    with openai_server(reply) as url:
+        settings = JudgeSettings(backend="openai", model="m", url=url, key_variable="JUDGE_KEY", rubric=RUBRIC)
+        verdicts, summary = run(tmp_path, tiny_model, results(right, wrong), settings)
+    rows, told = read_rows(verdicts / "grades.parquet", Grade), read_summary(summary)
+    assert {(row.arm, row.grade) for row in rows} == {("candidate", 4), ("baseline", 4)}
+    assert len(rows) == 48
+    assert (told.metrics["score_candidate"], told.metrics["score_gain"]) == (4, 0)
+    assert read_manifest(verdicts, "verdicts").metadata["rubric"] == rubric_card(RUBRIC)
+    assert told.details["rubric"] == rubric_card(RUBRIC) | {"text": RUBRIC.question}
+    assert told.details["grades"]["may_decide"] is False  # type: ignore[index]  equal grades name no winner
+
+
+def test_step_grades_with_the_local_judge(tmp_path: Path, tiny_model: Path) -> None:
+    verdicts, summary = run(tmp_path, tiny_model, results(right, wrong), JudgeSettings(max_examples=6, rubric=RUBRIC))
+    rows = read_rows(verdicts / "grades.parquet", Grade)
+    assert len(rows) == 12
+    assert all(row.grade is not None and 1 < row.grade < 5 for row in rows)
+    assert read_summary(summary).metrics["scores_unparsed"] == 0
 
 
 def test_step_without_a_judge_says_so(tmp_path: Path, tiny_model: Path) -> None:

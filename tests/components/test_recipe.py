@@ -1,5 +1,6 @@
 """Reading a recipe: profiles, seeds, and every problem at once."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -88,3 +89,54 @@ def test_stages_can_be_left_out(tmp_path):
 def test_a_recipe_survives_json(tmp_path):
     recipe = Recipe.load(cli.RECIPES / "medication-directions.yaml", "gpu", seed=3)
     assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe
+
+
+RUBRIC = """\
+title: Sums
+judged: The answer to a sum.
+criteria: [It is right.]
+scale: {1: a, 2: b, 3: c, 4: d, 5: e}
+question: Which of both is right.
+"""
+
+
+def test_a_rubric_is_text_a_mapping_or_a_file_beside_the_recipe(tmp_path):
+    (tmp_path / "rubrics").mkdir()
+    (tmp_path / "rubrics" / "sums.yaml").write_text(RUBRIC, encoding="utf-8")
+    given = "name: a\njudge: {rubric: {file: rubrics/sums.yaml}}\n"
+    read = Recipe.load(write(tmp_path, given))
+    inline = Recipe.load(write(tmp_path, f"name: a\njudge: {{rubric: {yaml.safe_load(RUBRIC)}}}\n"))
+    assert read == inline
+    assert read.judge.rubric.scale[5] == "e"
+    assert Recipe.model_validate(read.model_dump(mode="json")) == read  # the file itself does not travel
+    assert Recipe.load(write(tmp_path, "name: a\njudge: {rubric: Which one.}\n")).judge.rubric == "Which one."
+    profile = "name: a\nprofiles: {big: {judge: {rubric: {file: rubrics/sums.yaml}}}}\n"
+    overlay = Recipe.load(write(tmp_path, profile), "big")
+    assert overlay.judge == read.judge
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{file: nowhere.yaml}", "nowhere.yaml.*cannot be read|cannot be read.*nowhere.yaml"),
+        ("{file: recipe.txt}", "not a rubric"),
+        ("{title: a}", r"judge.rubric.rubric.criteria: Field required"),
+        (
+            str(yaml.safe_load(RUBRIC.replace("5: e", "6: e"))),
+            "each of the grades 1, 2, 3, 4 and 5",
+        ),
+    ],
+)
+def test_what_is_not_a_rubric_says_why(tmp_path, text, words):
+    (tmp_path / "recipe.txt").write_text("- a\n", encoding="utf-8")
+    with pytest.raises(RecipeError) as caught:
+        Recipe.load(write(tmp_path, f"name: a\njudge: {{rubric: {text}}}\n"))
+    assert re.search(words, str(caught.value))
+
+
+def test_a_panel_stands_in_place_of_the_one_judge(tmp_path):
+    panel = "panel: [{}, {backend: openai, model: m, url: 'http://host/v1'}]"
+    judge = Recipe.load(write(tmp_path, f"name: a\njudge: {{{panel}}}\n")).judge
+    assert [one.backend for one in judge.judges] == ["local", "openai"]
+    with pytest.raises(RecipeError, match="panel names the judges"):
+        Recipe.load(write(tmp_path, f"name: a\njudge: {{backend: bedrock, {panel}}}\n"))

@@ -12,8 +12,9 @@ from kfp import dsl
 from assay.components.contracts.artifacts import Manifest, seal
 from assay.components.contracts.errors import DataError
 from assay.components.contracts.metrics import Summary
-from assay.components.contracts.recipe import Criterion, GateSettings, Recipe
-from assay.components.contracts.rows import Example, Result, write_rows
+from assay.components.contracts.recipe import Criterion, GateSettings, JudgeSettings, Recipe, Rubric
+from assay.components.contracts.rows import Example, Grade, Result, Verdict, write_rows
+from assay.components.judge import believe
 from assay.components.shared.summary import write_summary
 from assay.components.shared.tasks.task import get_task
 from assay.components.write_report import figures
@@ -33,6 +34,14 @@ SKILL = {
     "champion": 0.74,
 }
 DIGESTS = {arm: f"{place:x}" * 64 for place, arm in enumerate(SKILL, 1)} | {"candidate": "5" * 64}
+RUBRIC = Rubric(
+    title="Medication directions",
+    version=2,
+    judged="Fields read from a direction.",
+    criteria=["The dose is right."],
+    scale={grade: f"of grade {grade}" for grade in range(1, 6)},
+    question="Which answer reads the direction correctly and would be safer to dispense from?",
+)
 OPTIONAL = ("sft", "select_sft", "candidates", "pairs", "preference", "select_preference", "rl", "select_rl")
 
 
@@ -269,22 +278,33 @@ class Fixture:
             "metrics": [metric.model_dump(mode="json") for metric in TASK.metrics],
         }
         self.summary("evaluation", "evaluate", "measured", 402.5, told)
-        told = {
-            "compared": ["candidate", "baseline"],
-            "n": 32,
-            "wins": 17,
-            "losses": 6,
-            "ties": 8,
-            "unparsed": 1,
-            "win_rate": {"mean": 0.67, "low": 0.5, "high": 0.81},
-            "swap_consistency": 0.56,
-            "agreement": {"mean": 0.62, "low": 0.44, "high": 0.77, "n": 30},
-            "floor": 0.7,
-            "equal_answers": 2,
-            "may_decide": False,
-            "rubric": "Which answer reads the direction correctly and would be safer to dispense from?",
-        }
-        self.summary("judging", "judge", "The judge is below its floor.", 61.0, told)
+        self._judge()
+
+    def _judge(self) -> None:
+        """Let it prefer the candidate more often than it errs, and grade all that was answered to 32 examples."""
+        rng, verdicts, grades = random.Random(5), [], []
+        for place, example in enumerate(self.examples[:32]):
+            first = rng.choices(["a", "b", "tie", "unparsed"], [0.6, 0.2, 0.15, 0.05])[0]
+            swapped = first if rng.random() < 0.6 else "tie"
+            winner = "tie" if first != swapped or first == "unparsed" else first
+            fields = {"arm_a": "candidate", "arm_b": "baseline", "label": ["tie", "a", None][place % 3]}
+            fields |= {"example_id": example.id, "group": example.group, "longer": "b", "votes": [winner]}
+            verdicts.append(Verdict(winner=winner, first=first, swapped=swapped, **fields))
+            for arm in self.rows:
+                found = None if rng.random() < 0.1 else 1 + 4 * min(1.0, 0.8 * SKILL[arm] + 0.2 * rng.random())
+                key = {"arm": arm, "example_id": example.id, "group": example.group}
+                label = 1 + int(4 * SKILL[arm]) if place % 2 else None
+                grades.append(Grade(grade=found, grades=[found, found and 1 + rng.random()], label=label, **key))
+        settings, labels = JudgeSettings(rubric=RUBRIC), {"given": 40, "used": 32, "raters": 2, "alpha": 0.7}
+        told = believe.summarise(
+            verdicts,
+            ("candidate", "baseline"),
+            settings,
+            panel={"local:5": verdicts, "openai:m": verdicts},
+            grades=grades,
+            labels=labels,
+        )
+        self.summary("judging", "judge", told.headline, 61.0, told.details)
 
     def render(self, version: int = 3, without: tuple[str, ...] = (), **recipe: Any) -> str:
         artifacts = {name: dsl.Artifact(uri=str(self.folder / name)) for name in self.names if name not in without}
@@ -506,3 +526,46 @@ def test_the_page_says_what_would_suffice(tmp_path: Path) -> None:
     (told,) = re.findall(r"<b>What would suffice:</b> (.*?)</p>", page)
     assert told.startswith("Reinforcement learning (511 prompts). rl: exact 0.921")
     assert "(as it took in this run, after sft)" in told  # preference was left out
+
+
+def test_an_encoders_curve_is_not_called_one_of_pairs(tmp_path: Path) -> None:
+    fixture = Fixture(tmp_path, n=60, arms=("baseline", "candidate"))
+    curve = [{"step": 1, "loss": 2.1, "accuracy": 0.3}, {"step": 2, "loss": 0.9, "accuracy": 0.8}]
+    fixture.summary("embedding", "train_embedding", "2 steps", 9.0, {"curve": curve, "effect": {"ok": True}})
+    page = Page(fixture.render(without=(*OPTIONAL,), graph="retrieval"))
+    assert "Questions with their passage first in the batch · 0.3 → 0.8" in page.text
+    assert "Pairs ranked right" not in page.text
+
+
+def test_the_judges_score_stands_in_the_arms_table_and_its_card_says_how_far_to_believe_it(run: Fixture) -> None:
+    text = run.render()
+    table = text[text.index("<h2>The climb</h2>") :]
+    table = table[table.index("<table>") : table.index("</table>")]
+    assert "Judge score" in table
+    assert "advisory only" in table  # below the floor
+    scores = json.loads((run.folder / "judging" / "summary.json").read_text())["details"]["grades"]["arms"]
+    for arm, title in (("baseline", "Base model"), ("sft", "SFT"), ("champion", "Champion")):
+        row = table[table.index(f"<th>{title}") :].partition("</tr>")[0]
+        found = scores[arm]
+        assert f"{found['mean']:.3g}<" in row
+        assert f"{found['low']:.3g} to {found['high']:.3g}" in row
+    card = Page(text).text.partition("The judge")[2].partition("Slices")[0]
+    for words in (
+        "Medication directions , version 2",
+        "Win rate, corrected",
+        "Cohen's kappa with labels",
+        "Prefers the longer answer",
+        "Alpha among judges, ordinal",
+        "32 of 40 are of these answers",
+        "Their agreement with labels does not clear the floor",
+    ):
+        assert words in card
+
+
+def test_four_arms_get_the_whole_width(tmp_path: Path) -> None:
+    some, more = ("baseline", "sft", "candidate"), ("baseline", "sft", "rl", "candidate")
+    narrow, wide = (
+        Fixture(tmp_path / str(len(arms)), n=30, arms=arms).render(without=OPTIONAL) for arms in (some, more)
+    )
+    assert '<div class="wide">' in wide
+    assert '<div class="wide">' not in narrow

@@ -11,6 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "fixtures"))
 from tiny_chain import write_recipe, write_rows
 
+from assay.components.contracts.recipe import Recipe
 from assay.pipelines import cli
 
 FLAGSHIP = "medication-directions"
@@ -83,6 +84,16 @@ def test_what_needs_no_run_works_in_an_empty_folder(call, tmp_path):
     code, printed = call("recipe", "show", "mine.yaml", "--profile", "gpu")
     assert code == 0
     assert "method: lora" in printed
+
+
+def test_a_recipe_is_copied_with_the_rubric_it_names(call, tmp_path):
+    assert call("recipe", "copy", "engineering-qa", "mine.yaml")[0] == 0
+    assert Recipe.load(tmp_path / "mine.yaml") == Recipe.load(cli.RECIPES / "engineering-qa.yaml")
+    assert call("recipe", "copy", "engineering-qa", "other.yaml")[0] == 0  # the rubric is there, and the same
+    (tmp_path / "rubrics" / "engineering-answers.yaml").write_text("title: mine\n")
+    code, printed = call("recipe", "copy", "engineering-qa", "third.yaml")
+    assert (code, (tmp_path / "third.yaml").exists()) == (2, False)
+    assert "rubrics/engineering-answers.yaml: another file is in" in printed
 
 
 def test_a_bad_recipe_lists_all_its_problems_at_once(tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from assay.components.contracts.recipe import Recipe
+from assay.components.contracts.recipe import JudgeSettings, Recipe
 from assay.pipelines import cli
 from assay.pipelines.engines.local import engine
 from assay.pipelines.graphs import compile_recipe
@@ -148,6 +148,20 @@ def test_rows_of_ones_own_are_imported_and_are_a_parameter(tmp_path):
     assert ir["root"]["inputDefinitions"]["parameters"]["data"]["defaultValue"] == "/rows/mine.jsonl"
     assert "importer" in ir["root"]["dag"]["tasks"]
     assert "generate-data" not in ir["root"]["dag"]["tasks"]
+
+
+def test_peoples_labels_reach_the_judge_and_a_rubric_travels_in_its_settings(tmp_path):
+    recipe = Recipe.load(cli.RECIPES / "engineering-qa.yaml")
+    labelled = recipe.judge.model_copy(update={"labels": "/labels/mine.jsonl"})
+    for judge, inputs in ((recipe.judge, set()), (labelled, {"labels"})):
+        path = compile_recipe(recipe.model_copy(update={"judge": judge}), tmp_path / "pipeline.yaml")
+        ir = next(yaml.safe_load_all(path.read_text()))
+        [task] = [task for dag in dags(ir).values() for name, task in dag["tasks"].items() if name == "judge"]
+        assert task["inputs"]["artifacts"].keys() - {"data", "results", "model"} == inputs
+        settings = task["inputs"]["parameters"]["settings"]["runtimeValue"]["constant"]
+        assert JudgeSettings.model_validate(settings) == judge
+        assert settings["rubric"]["scale"]["5"].startswith("What an experienced engineer would say")
+        assert ("/labels/mine.jsonl" in path.read_text()) is bool(inputs)
 
 
 def test_without_rows_there_is_no_such_parameter(documents):
