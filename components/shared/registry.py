@@ -4,6 +4,7 @@
       ledger/NAME/                     the promotion ledger; the truth
       models/CONTENT/                  a model's files with their manifest, by content digest; read-only, never a cache
       decisions/SHA256.json            the decision records that the ledger names
+      dossiers/, lineage/              what each version was made from, back to the rows (`dossier.py`)
       deployments/NAME/VERSION.json    how a version was checked before it was deployed
       triggers/                        what was triggered, and the run that came of it
       mlflow.db, artifacts/            the embedded MLflow store of a folder, unless MLFLOW_TRACKING_URI names a server
@@ -26,6 +27,7 @@ from ..contracts.artifacts import read_manifest
 from ..contracts.errors import RegistryError
 from ..runtime.context import registry_address
 from . import ledger
+from .dossier import read_dossier
 from .ledger import Draft, Entry
 from .storage import open_storage
 from .vault import keep_model as keep_model  # the registry's face: callers ask it, not the vault
@@ -64,21 +66,6 @@ def history(name: str) -> list[Entry]:
         RegistryError: The ledger was altered.
     """
     return ledger.read(name)
-
-
-def verify(name: str) -> int:
-    """Check a model's ledger and the files of every version that was ever champion; return the number of entries.
-
-    Raises:
-        RegistryError: An entry, a decision record or a model's file was altered.
-    """
-    entries = history(name)
-    for entry in entries:
-        if entry.event != "held":
-            read_decision(entry.decision)
-        if entry.event in REACHES_CHAMPION:
-            read_model(entry.content)
-    return len(entries)
 
 
 def champion(name: str, at: datetime | None = None) -> Entry | None:
@@ -158,7 +145,7 @@ def keep_decision(folder: str | Path) -> str:
     return digest
 
 
-def register(name: str, version: int, content: str, decision: str) -> Entry:
+def register(name: str, version: int, content: str, decision: str, dossier: str = "") -> Entry:
     """Record that a version of the MLflow registry holds this content, on the strength of a decision.
 
     Of two runs that register the same bytes at once the first keeps its version, and the second is given that one.
@@ -168,6 +155,7 @@ def register(name: str, version: int, content: str, decision: str) -> Entry:
         version: Number that MLflow gave it.
         content: Content digest of the model.
         decision: sha256 of a kept decision record.
+        dossier: sha256 of a kept dossier; empty where there is none.
 
     Raises:
         RegistryError: The decision does not allow it, or the ledger knows the version with other content.
@@ -183,10 +171,10 @@ def register(name: str, version: int, content: str, decision: str) -> Entry:
                 where=f"{registry_address()}/{ledger.folder(name)}",
                 fix="the MLflow registry was reset: point MLFLOW_TRACKING_URI at the one this ledger belongs to",
             )
-        if same and same.decision == decision:
-            return same
+        if same and same.decision == decision and _approvals(same.evidence) == _approvals(dossier):
+            return same  # the code that registers may have changed since; what was decided on has not
         number = same.version if same else version
-        return Draft("registered", number, content, decision, reason=evidence.get("reason", ""))
+        return Draft("registered", number, content, decision, reason=evidence.get("reason", ""), evidence=dossier)
 
     return ledger.append(name, rule)
 
@@ -383,6 +371,10 @@ def _require_not_rolled_back(entries: Sequence[Entry], version: int) -> None:
                 f"version {version} was rolled back on {entry.time:%Y-%m-%d} ({entry.reason}); a run cannot undo it",
                 fix=f"to make it champion again: assay rollback {entry.name} --to {version} --reason '…'",
             )
+
+
+def _approvals(dossier: str) -> int:
+    return read_dossier(dossier).approvals if dossier else 0
 
 
 def _decision_key(digest: str) -> str:

@@ -1,5 +1,6 @@
 """What was promoted: the champion, its history, the way back, and its server."""
 
+import json
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -62,6 +63,26 @@ def history(name: ModelName, home: Home = HOME) -> None:
     for entry in entries:
         table.add_row(str(entry.time), entry.event, str(entry.version or ""), entry.reason)
     Console().print(table)
+
+
+def verify(name: ModelName, as_json: Json = False, home: Home = HOME) -> None:
+    """Prove that nothing was altered since the decision, from the ledger to the rows; exits 1 if something was."""
+    from assay.components.shared import verification
+
+    use(home)
+    findings = verification.verify(name)
+    sound = verification.is_sound(findings)
+    if as_json:
+        told = [finding.model_dump() for finding in findings]
+        print(json.dumps({"kind": "verification", "name": name, "sound": sound, "findings": told}))
+        raise typer.Exit(not sound)
+    for finding in findings:
+        print(f"{finding.state:<9} {finding.what}")
+        for line in (finding.where, f"→ {finding.fix}" if finding.fix else ""):
+            if line:
+                print(f"{'':<9} {line}")
+    print(f"{name}: nothing was altered" if sound else f"{name}: ALTERED since the decision; see above")
+    raise typer.Exit(not sound)
 
 
 def rollback(
