@@ -8,6 +8,7 @@ is not a proof of the contrary.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote, urlparse
@@ -58,6 +59,7 @@ def verify(name: str) -> list[Finding]:
         Finding(state="ok", what=f"the ledger: {len(entries)} entries, each chained to the one before"),
         *_records(entries),
         *_models(versions),
+        *_approvals(name, entries),
         *_champion(name, entries),
         *_mlflow(name, entries),
         *_lineage(versions),
@@ -105,6 +107,26 @@ def _models(versions: Sequence[Entry]) -> Iterator[Finding]:
         else:
             size = sum(file.size for file in manifest.files.values())
             what = f"version {entry.version}: {len(manifest.files)} files, {size:,} bytes, content {entry.content[:16]}"
+            yield Finding(state="ok", what=what)
+
+
+def _approvals(name: str, entries: Sequence[Entry]) -> Iterator[Finding]:
+    """Count again, for each promotion, who had approved exactly the evidence that is there."""
+    for index, entry in enumerate(entries):
+        if entry.event != "promoted":
+            continue
+        try:
+            then = replace(registry.candidate(name, entries[:index], entry.version), listed=False)
+        except RegistryError:
+            continue  # told already
+        counted = {approved.actor for approved in then.approvals}
+        if len(counted) < then.required:
+            what = f"entry {entry.seq} promotes version {entry.version}, which needed {then.required} approvals"
+            fix = "see the ledger, and the record of its check below deployments/: one of them is not what people saw"
+            yield Finding(state="altered", what=f"{what} of what is there now; {len(counted)} are", fix=fix)
+        elif then.required:
+            who = " and ".join(sorted(counted))
+            what = f"version {entry.version} was approved by {who}, on the evidence that is there"
             yield Finding(state="ok", what=what)
 
 
