@@ -75,6 +75,12 @@ def names() -> list[str]:
     return [key.removeprefix("people/").removesuffix(".json") for key in keys]
 
 
+def is_active(name: str) -> bool:
+    """Return whether a person is on the list today."""
+    data = open_storage(registry_address()).read(f"people/{name}.json")
+    return data is not None and bool(Secret.model_validate_json(data).sha256)
+
+
 def by_token(token: str) -> Person | None:
     """Return whose token this is; None when it is nobody's."""
     name, _, rest = token.strip().partition(":")

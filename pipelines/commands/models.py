@@ -104,10 +104,10 @@ def queue(
     home: Home = HOME,
 ) -> None:
     """List the candidates that passed the gate and the check, and await people."""
-    from assay.components.shared import review
+    from assay.components.shared.review import queue as waiting_for
 
     use(home)
-    found = review.queue(name)
+    found = waiting_for(name)
     if as_json:
         for waiting in found:
             print(waiting.model_dump_json())
@@ -132,24 +132,46 @@ def approve(
     home: Home = HOME,
 ) -> None:
     """Approve a candidate; the last approval that is needed makes it the champion."""
-    from assay.components.shared import people, review
+    from assay.components.shared import people
+    from assay.components.shared import review as reviewing
 
     use(home)
-    entry = review.approve(name, version, reason, people.who(person), acknowledge=acknowledge)
+    entry = reviewing.approve(name, version, reason, people.who(person), acknowledge=acknowledge)
     if entry.event == "promoted":
         print(f"{name}: version {version} is champion, approved by {entry.actor}")
         return
-    waiting = review.waiting(name, version)
+    waiting = reviewing.waiting(name, version)
     print(f"{name}: version {version} has {len(waiting.approved)} of {waiting.required} approvals")
 
 
 def reject(name: ModelName, version: Version, reason: Reason, person: AsPerson = "", home: Home = HOME) -> None:
     """Reject a candidate; it is final for this decision of the gate."""
-    from assay.components.shared import people, review
+    from assay.components.shared import people
+    from assay.components.shared import review as reviewing
 
     use(home)
-    entry = review.reject(name, version, reason, people.who(person))
+    entry = reviewing.reject(name, version, reason, people.who(person))
     print(f"{name}: version {version} was rejected by {entry.actor}")
+
+
+def review(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 8090,
+    add_person: Annotated[str, typer.Option(help="Let a person decide; prints the token, once, and stops.")] = "",
+    remove_person: Annotated[str, typer.Option(help="Let a person decide no more, and stop.")] = "",
+    home: Home = HOME,
+) -> None:
+    """Open the review page: the queue, the evidence, approve or reject. For people with a token."""
+    from assay.components.shared import people
+
+    use(home)
+    if add_person:
+        print(people.add(add_person))
+    elif remove_person:
+        people.remove(remove_person)
+    else:
+        from ..review import server
+
+        server.serve(port)
 
 
 def rollback(
