@@ -9,7 +9,7 @@ from pathlib import Path
 from assay.components.contracts.artifacts import is_encoder, read_manifest
 from assay.components.contracts.errors import RegistryError
 from assay.components.contracts.recipe import EvaluateSettings
-from assay.components.shared import registry, review
+from assay.components.shared import announce, registry, review
 from assay.components.shared.registry import Deployment
 
 
@@ -57,6 +57,7 @@ def deploy(name: str, version: int, settings: EvaluateSettings, candidate: str |
     registry.promote(name, version)
     registry.sync_alias(name)
     registry.record_deployment(record)
+    announce.announce(name)
     return version
 
 

@@ -30,6 +30,7 @@ from assay.components.shared import registry, tracking
 from assay.components.shared.dossier import Dossier, code, keep_dossier, keep_lineage
 
 from .card import model_card
+from .sbom import sbom
 
 PARAMS_PER_CALL, METRICS_PER_CALL = 100, 1000
 """Limits of MLflow's log_batch."""
@@ -99,10 +100,11 @@ class Evidence:
         )
 
     def texts(self) -> dict[str, str]:
-        """Return the files that describe the version beside its own: the same bytes for the same evidence."""
+        """Return the files that describe the version beside its own; the same bytes on the same libraries."""
         decision = json.dumps(self.decision, indent=1, sort_keys=True, ensure_ascii=False)
         return {
             "README.md": model_card(self.recipe, self.decision, self.data.counts, self.tags()),
+            "sbom.cdx.json": sbom(self.recipe, self.decision, self.manifests, self.tags()),
             registry.DECISION: decision + "\n",
         }
 

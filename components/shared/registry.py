@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict
 from ..contracts.artifacts import digest_of, read_manifest
 from ..contracts.errors import RegistryError
 from ..runtime.context import registry_address
-from . import approval, ledger, people
+from . import announce, approval, ledger, people
 from .approval import REACHES_CHAMPION as REACHES_CHAMPION
 from .approval import Candidate
 from .dossier import read_dossier
@@ -302,11 +302,12 @@ def rollback(name: str, reason: str, to: int | None = None, person: Person | Non
 
 
 def sync_or_warn(name: str) -> None:
-    """Set MLflow's aliases; the ledger has moved and is the truth, so a view that is down must not undo it."""
+    """Set MLflow's aliases and tell others; the ledger has moved, so neither of them being down may undo it."""
     try:
         sync_alias(name)
     except Exception as error:
         log.warning("MLflow's alias was not moved (%s); `assay verify %s` repairs it", error, name)
+    announce.announce(name)
 
 
 def record_deployment(record: Deployment) -> None:

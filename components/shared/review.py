@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ..contracts.errors import RegistryError
 from ..runtime.context import registry_address
-from . import approval, ledger, registry
+from . import announce, approval, ledger, registry
 from .approval import Candidate
 from .ledger import Draft, Entry
 from .people import Person
@@ -90,7 +90,9 @@ def submit(name: str, version: int) -> Entry:
                 return entry
         return _draft("awaiting", candidate, candidate.evidence(), f"needs {candidate.required} approvals")
 
-    return ledger.append(name, rule)
+    entry = ledger.append(name, rule)
+    announce.announce(name)
+    return entry
 
 
 def approve(
