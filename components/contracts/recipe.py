@@ -725,6 +725,14 @@ class GateSettings(Section):
     """Let the judge's win rate be a criterion, if it is above its floor."""
 
 
+class ApprovalSettings(Section):
+    """Who lets a version in that passed the gate."""
+
+    required: int = Field(0, ge=0, le=2)
+    """People who must approve it; 0 lets the gate's decision make it the champion. With 2, who submitted it may not be
+    one of them. A recipe cannot ask for fewer than the champion it wants to replace was registered with."""
+
+
 class DeploySettings(Section):
     """Where the promoted version is served."""
 
@@ -784,6 +792,7 @@ class Recipe(Section):
     evaluate: EvaluateSettings = EvaluateSettings()
     judge: JudgeSettings = JudgeSettings()
     gate: GateSettings = GateSettings()
+    approval: ApprovalSettings = ApprovalSettings()
     deploy: DeploySettings = DeploySettings()
     seconds: dict[str, float] = {}
     """Wall-clock seconds of each step as once measured on two CPU cores: what a first run's estimate is made of."""

@@ -215,7 +215,8 @@ def banner(run: Run) -> dict[str, str]:
     """Return the decision in a few words, its state, and the gate's reason."""
     verdict, needed = run.decision["decision"], run.decision.get("needed")
     if verdict == "promote":
-        words = f"Promoted as version {run.version}" if run.version else "Passed the gate"
+        waits = "Passed the gate, awaits approval" if run.recipe.approval.required else "Passed the gate"
+        words = f"Promoted as version {run.version}" if run.version else waits
         state, mark = "pass", "✓"
     elif verdict == "hold":
         words, state, mark = "Held", "fail", "✕"

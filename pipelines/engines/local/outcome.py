@@ -15,10 +15,10 @@ def read(home: Path, record: RunRecord) -> dict[str, Any]:
     """Return the result of a run as JSON values.
 
     Keys: `run`, `name`, `state`, `decision` (None if the gate was not reached), `reason`, `version` (0 when nothing was
-    promoted), `criteria` (the gate's findings; of slices those that are worse), `report` (path or None), `failed` (step
-    to its message), `users_fault`, `seconds`.
+    promoted), `candidate` (a version that awaits approval; 0 for none), `criteria` (the gate's findings; of slices
+    those that are worse), `report` (path or None), `failed` (step to its message), `users_fault`, `seconds`.
     """
-    decision = _decision(home, record)
+    decision, version = _decision(home, record), _output(home, record, "deploy-model")
     page = _report_path(home, record)
     failed = {path: task for path, task in record.tasks.items() if task.state == "FAILED"}
     leaves = {path: task for path, task in failed.items() if not any(other.startswith(f"{path}/") for other in failed)}
@@ -28,7 +28,8 @@ def read(home: Path, record: RunRecord) -> dict[str, Any]:
         "state": record.state,
         "decision": decision.get("decision"),
         "reason": decision.get("reason", ""),
-        "version": _version(home, record),
+        "version": version,
+        "candidate": 0 if version else _output(home, record, "register-model"),
         "criteria": [*decision.get("criteria", []), *(one for one in decision.get("slices", []) if _worse(one))],
         "report": str(page) if page else None,
         "failed": {path: task.message for path, task in leaves.items()},
@@ -60,9 +61,13 @@ def words(result: dict[str, Any]) -> str:
         "hold": "Held: nothing was promoted.",
         "inconclusive": "Inconclusive: nothing was promoted.",
     }[result["decision"]]
+    if result["candidate"]:
+        headline = f"Passed the gate: {result['name']} version {result['candidate']} awaits approval."
     lines = ["", headline, f"  {result['reason']}", *_table(result["criteria"]), f"  Report:  {result['report']}"]
     if result["version"]:
         lines.append(f"  Serve:   assay serve {result['name']}")
+    if result["candidate"]:
+        lines.append(f"  Review:  assay review, or: assay queue {result['name']}")
     return "\n".join(lines)
 
 
@@ -110,9 +115,10 @@ def _report_path(home: Path, record: RunRecord) -> Path | None:
     return named
 
 
-def _version(home: Path, record: RunRecord) -> int:
+def _output(home: Path, record: RunRecord, step: str) -> int:
+    """Return the version that a step gave out; 0 when it did not run."""
     for path, task in record.tasks.items():
-        if path.endswith("deploy-model") and task.state in ("SUCCEEDED", "CACHED"):
+        if path.endswith(step) and task.state in ("SUCCEEDED", "CACHED"):
             output = store.read_json(store.task_folder(home, record.id, path) / "executor_output.json") or {}
             return int(output.get("parameterValues", {}).get("Output", 0))
     return 0
