@@ -549,7 +549,7 @@ def test_the_judges_score_stands_in_the_arms_table_and_its_card_says_how_far_to_
         found = scores[arm]
         assert f"{found['mean']:.3g}<" in row
         assert f"{found['low']:.3g} to {found['high']:.3g}" in row
-    card = Page(text[text.index("<h3>The judge") : text.index('<section id="slices">')]).text
+    card = Page(text).text.rpartition("The judge ")[2]
     for words in (
         "Medication directions , version 2",
         "Win rate, corrected",
