@@ -11,7 +11,7 @@ import typer
 
 from assay.components.contracts.errors import AssayError
 
-from .commands import engines, models, recipes, runs, trigger
+from .commands import advise, engines, models, recipes, runs, trigger
 from .commands.options import RECIPES as RECIPES
 from .images import commands as images
 
@@ -25,12 +25,18 @@ app.command()(runs.run)
 app.command()(runs.resume)
 app.command()(runs.runs)
 app.command()(runs.report)
+app.command("advise")(advise.advise_)
 app.command("compile")(engines.compile_)
 app.command()(engines.lint)
 app.command()(engines.schedule)
 app.command()(models.serve)
 app.command()(models.champion)
 app.command()(models.history)
+app.command()(models.verify)
+app.command()(models.queue)
+app.command()(models.review)
+app.command()(models.approve)
+app.command()(models.reject)
 app.command()(models.rollback)
 app.command()(models.mirror)
 app.add_typer(recipes.app, name="recipe")

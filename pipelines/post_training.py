@@ -106,7 +106,7 @@ class Stages(Wiring):
             for name, uri in given.items()
         }
         read = {name: imported.output for name, imported in text.items()}
-        trained = train_pretrain(**self.given(pretrain), base=self.best, **read)
+        trained = train_pretrain(**self.given(pretrain), base=self.best, data=self.data, **read)
         place(trained.set_display_name(f"Train: {pretrain.title}"), self.recipe, "train")
         self.summaries |= {"pretrain": trained.outputs["summary"], "select_pretrain": trained.outputs["verdict"]}
         self.stages["pretrain"] = self.best = trained.outputs["model"]

@@ -56,6 +56,7 @@ class Wiring:
         self.summaries = {"validation": checked.outputs["summary"], "splits": split.outputs["summary"]}
         self.stages: dict[str, Any] = {}
         self.best = self.base
+        self.looks: Any = None
 
     def given(self, settings: Section) -> dict[str, Any]:
         """Return what every training step is told."""
@@ -74,9 +75,16 @@ class Wiring:
 
     def _find_champion(self) -> Any:
         """Add the question which model the best one must beat, and return it."""
-        champion = find_champion(name=self.recipe.name, candidate=self.best)
+        champion = find_champion(
+            name=self.recipe.name,
+            policy=self.recipe.gate.model_dump(mode="json"),
+            evaluation=self.recipe.evaluate.model_dump(mode="json"),
+            candidate=self.best,
+            data=self.data,
+        )
         place(champion.set_display_name("Find champion"), self.recipe, "light")
         champion.set_caching_options(False)  # the registry is not an input
+        self.looks = champion.outputs["looks"]
         return champion.outputs["champion"]
 
     def conclude(self, measured: Any) -> None:
@@ -98,6 +106,7 @@ class Wiring:
             results=results,
             verdicts=judged.outputs["verdicts"],
             judging=judged.outputs["summary"],
+            looks=self.looks,
         )
         place(decided.set_display_name("Gate"), recipe, "light")
         self.summaries |= {"evaluation": measured.outputs["summary"], "judging": judged.outputs["summary"]}

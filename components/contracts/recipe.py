@@ -55,6 +55,9 @@ class DataSettings(Section):
     """Share of the groups in each split, by hash of the group key; sums to 1."""
     min_test_rows: int = Field(50, ge=1)
     """Fewer held-out rows than this and the run stops: no gate could decide."""
+    max_contamination: float = Field(0.0, ge=0, le=1)
+    """Share of the validation or test rows whose text, case and white space aside, is a training row's too: more than
+    this and the run stops. Texts that are nearly the same are counted and shown."""
 
     @model_validator(mode="after")
     def _shares_sum_to_one(self) -> Self:
@@ -89,6 +92,11 @@ class TrainSettings(Section):
     """Of the matrix products, where the machine multiplies bf16 quicker; the weights that learn are kept in fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     gradient_checkpointing: bool = False
+    """Compute activations again on the way back: less memory, a third more work."""
+    fused_kernels: bool = False
+    """Liger's norms, rotary embeddings and gated products (Hsu et al. 2024, arXiv:2410.10989); a GPU, `assay[gpu]`."""
+    flash_attention: bool = False
+    """FlashAttention-2 (Dao 2023, arXiv:2307.08691); a GPU, and the package flash-attn."""
     save_steps: int = Field(16, ge=1)
     """Optimizer steps between checkpoints."""
 
@@ -136,7 +144,13 @@ class SFTSettings(TrainSettings):
     title: ClassVar[str] = "SFT"
 
     packing: bool = False
-    """Several examples in one sequence (needs flash attention to stay exact; GPU profile)."""
+    """Several examples in one sequence, kept apart by flash attention; GPU profile. A CPU packs by prefix anyway."""
+
+    @model_validator(mode="after")
+    def _packed_examples_are_kept_apart(self) -> Self:
+        if self.packing and not self.flash_attention:
+            raise ValueError("with packing an example would see the one before it: say flash_attention: true")
+        return self
 
 
 class DistillSettings(TrainSettings):
@@ -529,8 +543,43 @@ class SelectSettings(Section):
     """Smallest paired difference of `metric` on the validation split that earns the place."""
 
 
+class EndpointSettings(Section):
+    """A model behind an OpenAI-compatible server, as a further arm: for example a large one, by its prompt alone."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_-]{0,30}$")
+    """Of the arm."""
+    url: str = Field(pattern=r"^https?://")
+    """Base URL, ending in /v1."""
+    model: str = Field(min_length=1)
+    key_variable: str = "OPENAI_API_KEY"
+    """Name of the environment variable that holds the key; the key itself is never written anywhere."""
+    few_shot: bool = False
+    """Show it `evaluate.few_shot` worked examples."""
+    concurrency: int = Field(16, ge=1, le=1024)
+    """Requests at a time."""
+    requests_per_minute: float = Field(0, ge=0)
+    """0 means as many as come through."""
+    max_requests: int = Field(0, ge=0)
+    """Of all answers of one evaluation and of failed attempts; 0 means no limit. Beyond it the step stops."""
+    max_tokens: int = Field(0, ge=0)
+    """The same of tokens, of prompts and answers, as the server counts them."""
+    attempts: int = Field(6, ge=1)
+    """At one question, the first among them."""
+    timeout: float = Field(120, gt=0)
+    """Seconds for one request."""
+    body: dict[str, Any] = {}
+    """Further keys of every request, or others in their place: `temperature`, `max_completion_tokens`."""
+
+
+ARMS = ("baseline", "few_shot", "lexical", "gold", "candidate", "champion")
+"""Arms that no stage and no endpoint may be called."""
+
+
 class EvaluateSettings(Section):
     """How arms are measured."""
+
+    endpoints: list[EndpointSettings] = []
+    """Further arms, beside the base model, the stages, the candidate and the champion."""
 
     few_shot: int = Field(4, ge=0, le=32)
     """Worked examples in the prompt of the few-shot baseline, from the `sft` split; 0 leaves the arm out."""
@@ -543,6 +592,14 @@ class EvaluateSettings(Section):
     confidence: float = Field(0.95, gt=0.5, lt=1)
     golden_prompts: int = Field(8, ge=1)
     """Held-out prompts on which the served model must repeat the trained model's tokens."""
+
+    @model_validator(mode="after")
+    def _arms_have_names_of_their_own(self) -> Self:
+        names = [endpoint.name for endpoint in self.endpoints]
+        taken = sorted({name for name in names if name in (*ARMS, *STAGES) or names.count(name) > 1})
+        if taken:
+            raise ValueError(f"the arm {taken[0]!r} is there already: call the endpoint something else")
+        return self
 
 
 class Rubric(Section):
@@ -622,22 +679,58 @@ class Criterion(Section):
 
     metric: str
     tier: Literal["critical", "primary", "supporting"] = "primary"
-    versus: list[Literal["champion", "baseline", "lexical"]] = ["champion", "baseline"]
-    """Where there is no such arm (no champion yet; no lexical search but in retrieval), the comparison falls away."""
+    versus: list[Literal["champion", "baseline", "lexical", "absolute"]] = ["champion", "baseline"]
+    """Where there is no such arm (no champion yet; no lexical search but in retrieval), the comparison falls away.
+    `absolute` is no arm but `bound`."""
     test: Literal["superiority", "non_inferiority"] = "superiority"
     margin: float = Field(0.0, ge=0)
     """In the metric's unit. For superiority the least gain; for non-inferiority the largest loss still acceptable."""
+    bound: float | None = Field(None, exclude_if=lambda bound: bound is None)
+    """In the metric's unit, for `absolute`: what the candidate's own mean must be shown to lie under, where lower is
+    better, and else above."""
+
+    @model_validator(mode="after")
+    def _bound_goes_with_absolute(self) -> Self:
+        if ("absolute" in self.versus) != (self.bound is not None):
+            raise ValueError("`versus: [absolute]` and `bound` go together: name both or neither")
+        return self
+
+
+class SliceRule(Section):
+    """Parts of the held-out set in which the candidate may not fall behind."""
+
+    by: str
+    """Name of the slices: what stands before the `=` of their labels. Each value is a slice of its own."""
+    metric: str
+    versus: list[Literal["champion", "baseline", "lexical"]] = ["champion", "baseline"]
+    margin: float = Field(0.10, ge=0)
+    """In the metric's unit: a loss that is acceptable in one slice."""
+    min_examples: int = Field(30, ge=1)
+    """A slice with fewer is shown and not tested."""
 
 
 class GateSettings(Section):
     """The policy. All `critical` and `primary` criteria must pass; `supporting` ones are reported."""
 
     alpha: float = Field(0.05, gt=0, lt=0.5)
-    """One-sided error rate of the whole decision."""
+    """Chance to promote a model that should not be, over all decisions on one held-out set."""
+    looks: int = Field(0, ge=0)
+    """Decisions on one held-out set that α is shared between; 1 spends it on the first. 0 has an open end: the k-th
+    decision gets 6/(π²k²) of α, the first one so 0.61."""
     min_examples: int = Field(100, ge=1)
     criteria: list[Criterion] = [Criterion(metric="exact")]
+    slices: list[SliceRule] = []
+    """A slice that is shown to be worse by more than its margin holds the candidate."""
     judge_may_decide: bool = False
     """Let the judge's win rate be a criterion, if it is above its floor."""
+
+
+class ApprovalSettings(Section):
+    """Who lets a version in that passed the gate."""
+
+    required: int = Field(0, ge=0, le=2)
+    """People who must approve it; 0 lets the gate's decision make it the champion. With 2, who submitted it may not be
+    one of them. A recipe cannot ask for fewer than the champion it wants to replace was registered with."""
 
 
 class DeploySettings(Section):
@@ -693,10 +786,13 @@ class Recipe(Section):
     """What PPO maximises; None (or false) for the task's verifier."""
     classifier: ClassifierSettings | None = None
     embedding: EmbeddingSettings | None = None
+    targets: dict[str, float] = {}
+    """By metric, what it must reach for the use; `assay advise` names the lowest rung that does."""
     select: SelectSettings = SelectSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     judge: JudgeSettings = JudgeSettings()
     gate: GateSettings = GateSettings()
+    approval: ApprovalSettings = ApprovalSettings()
     deploy: DeploySettings = DeploySettings()
     seconds: dict[str, float] = {}
     """Wall-clock seconds of each step as once measured on two CPU cores: what a first run's estimate is made of."""
@@ -710,6 +806,12 @@ class Recipe(Section):
     def _reward_model_is_used(self) -> Self:
         if self.reward_model and (self.rl is None or self.rl.algorithm != "ppo"):
             raise ValueError("reward_model is what PPO maximises: say rl.algorithm: ppo, or leave reward_model out")
+        return self
+
+    @model_validator(mode="after")
+    def _endpoints_can_answer(self) -> Self:
+        if self.graph == "retrieval" and self.evaluate.endpoints:
+            raise ValueError("evaluate.endpoints are of the graph post_training: here arms are searches")
         return self
 
     @property

@@ -11,7 +11,7 @@ from assay.components.runtime.step import step
 def deploy_model(
     name: str, version: int, settings: dict[str, Any], task: str, candidate: Input[Model], data: Input[Dataset]
 ) -> int:
-    """Let a registered version answer held-out prompts through the real server, then make it the champion.
+    """Let a registered version answer held-out prompts through the real server, then make it champion or let it wait.
 
     Args:
         name: The registered model.
@@ -22,7 +22,7 @@ def deploy_model(
         data: The splits; prompts come from the test split.
 
     Returns:
-        The version, now champion.
+        The version, now champion; 0 while it awaits approval.
     """
     from assay.components.contracts.recipe import EvaluateSettings
 

@@ -1,4 +1,7 @@
-"""Make a registered version the champion, once it is shown that what will be served is what was measured."""
+"""Make a registered version the champion, once it is shown that what will be served is what was measured.
+
+Where people must approve it, it goes into the queue instead, and the last approval makes it the champion.
+"""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -6,14 +9,14 @@ from pathlib import Path
 from assay.components.contracts.artifacts import is_encoder, read_manifest
 from assay.components.contracts.errors import RegistryError
 from assay.components.contracts.recipe import EvaluateSettings
-from assay.components.shared import registry
+from assay.components.shared import announce, registry, review
 from assay.components.shared.registry import Deployment
 
 
 def deploy(name: str, version: int, settings: EvaluateSettings, candidate: str | Path, data: str | Path) -> int:
-    """Check the registered files through the server, move the champion, and write the deployment's record.
+    """Check the registered files through the server, then make them the champion or let them await approval.
 
-    Does nothing when the version is champion and its check is on record.
+    Does nothing when the version is champion, or waits, and its check is on record.
 
     Args:
         name: The registered model.
@@ -21,6 +24,9 @@ def deploy(name: str, version: int, settings: EvaluateSettings, candidate: str |
         settings: How many held-out prompts to compare, and how long answers may be.
         candidate: The trained model that was measured.
         data: The splits.
+
+    Returns:
+        The version, now champion; 0 while it awaits approval.
 
     Raises:
         RegistryError: The registry refuses, or the served model answers otherwise; the champion stays.
@@ -35,19 +41,23 @@ def deploy(name: str, version: int, settings: EvaluateSettings, candidate: str |
             where=str(candidate),
             fix="deploy the version that this run registered",
         )
+    seen = registry.candidate(name, registry.history(name), version)
+    waits = seen.required > 0 and entry.event == "registered"
+    if waits and seen.check:
+        review.submit(name, version)
+        return 0
     prompts, tokens = check_parity(registry.model_folder(content), settings, candidate, data)
+    record = Deployment(
+        name=name, version=version, content=content, prompts=prompts, tokens=tokens, command=f"assay serve {name}"
+    )
+    if waits:
+        registry.record_deployment(record)  # before it is put into the queue: people see it there
+        review.submit(name, version)
+        return 0
     registry.promote(name, version)
     registry.sync_alias(name)
-    registry.record_deployment(
-        Deployment(
-            name=name,
-            version=version,
-            content=content,
-            prompts=prompts,
-            tokens=tokens,
-            command=f"assay serve {name}",
-        )
-    )
+    registry.record_deployment(record)
+    announce.announce(name)
     return version
 
 

@@ -64,9 +64,16 @@ def evaluate(
     parents = {"data": read_manifest(data.path, "splits"), **manifests}
     examples = first_rows(read_rows(Path(data.path) / "test.parquet", Example), wanted.max_rows)
     shots = choose_shots(read_rows(Path(data.path) / "sft.parquet", Example), wanted.few_shot)
-    rows = work.measure_arms(models, chosen, examples, shots, wanted)
+    asked, endpoints = work.measure_endpoints(chosen, examples, shots, wanted)
+    rows = work.measure_arms(models, chosen, examples, shots, wanted) + asked
     count = write_rows(Path(results.path) / "results.parquet", rows, Result)
-    arms = {arm: manifests["baseline" if arm == FEW_SHOT else arm].content for arm in by_arm(rows)}
+    digests = {arm: str(told["digest"]) for arm, told in endpoints.items()}
+    digests |= {arm: manifest.content for arm, manifest in manifests.items()} | {
+        FEW_SHOT: manifests["baseline"].content
+    }
+    arms = {arm: digests[arm] for arm in by_arm(rows)}
     seal(results.path, "results", parents=parents, counts={"results": count}, metadata={"arms": arms})
     told = summarise_arms("evaluate", rows, chosen.metrics, wanted.confidence)
+    if endpoints:
+        told = told.model_copy(update={"details": {**told.details, "endpoints": endpoints}})
     write_summary(summary, told, seconds=time.monotonic() - start, parents=parents)

@@ -8,7 +8,8 @@ from ..contracts.recipe import EvaluateSettings
 from ..contracts.rows import Example, Message, Result
 from ..runtime.context import progress
 from ..shared.chat import few_shot_prompt
-from ..shared.measure import BASELINE, FEW_SHOT, measure
+from ..shared.endpoint import Endpoint
+from ..shared.measure import BASELINE, FEW_SHOT, measure, score_answers
 from ..shared.tasks.task import Task
 
 
@@ -46,3 +47,32 @@ def measure_arms(
 
         results += measure(arm, folder, task, examples, settings, prompts=prompts, progress=report)
     return results
+
+
+def measure_endpoints(
+    task: Task, examples: Sequence[Example], shots: Sequence[Example], settings: EvaluateSettings
+) -> tuple[list[Result], dict[str, dict[str, str | int]]]:
+    """Return one result per endpoint and example, and what each endpoint is and took.
+
+    Args:
+        task: Scores the answers.
+        examples: Held out.
+        shots: Worked examples, for endpoints that want them.
+        settings: The endpoints, and the limit of tokens.
+
+    Returns:
+        The results; by arm `model`, `digest` (of address and request) and `tokens`.
+
+    Raises:
+        ModelError: A server refuses or does not answer, or a budget is spent.
+    """
+    results: list[Result] = []
+    told: dict[str, dict[str, str | int]] = {}
+    for one in settings.endpoints:
+        endpoint = Endpoint(one, settings.max_new_tokens)
+        prompts = [few_shot_prompt(example.prompt, shots) if one.few_shot else example.prompt for example in examples]
+        replies = endpoint.ask(prompts)
+        results += score_answers(one.name, task, examples, [(reply.text, None) for reply in replies])
+        tokens = sum(reply.tokens for reply in replies)
+        told[one.name] = {"model": one.model, "digest": endpoint.digest, "tokens": tokens}
+    return results, told

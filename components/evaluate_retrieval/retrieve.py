@@ -19,6 +19,7 @@ from ..shared.chat import few_shot_prompt, prompt_ids
 from ..shared.embed import Encoding, embed, read_encoding
 from ..shared.generate import greedy_responses
 from ..shared.measure import BASELINE, choose_shots, first_rows
+from ..shared.metrics import recall_at, reciprocal_rank
 from ..shared.models import load_tokenizer
 from ..shared.retrieval import Scores, bm25, nearest, passage, places, question, read_corpus
 from ..shared.tasks.task import Task
@@ -134,9 +135,9 @@ def _result(
     hits = np.flatnonzero(listed == right)
     rank = int(hits[0]) + 1 if len(hits) else None
     scores = {
-        "recall_1": float(rank == 1),
-        "recall_5": float(rank is not None and rank <= 5),
-        "mrr_10": 1 / rank if rank else 0.0,
+        "recall_1": recall_at(rank, 1),
+        "recall_5": recall_at(rank, 5),
+        "mrr_10": reciprocal_rank(rank),
     }
     return Result(
         arm=arm,

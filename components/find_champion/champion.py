@@ -1,9 +1,11 @@
-"""Which model a candidate must beat."""
+"""Which model a candidate must beat, and how often its held-out examples were asked about this model before."""
 
 from pathlib import Path
 
-from assay.components.contracts.artifacts import link_tree, seal
-from assay.components.shared import registry
+from assay.components.contracts.artifacts import Manifest, link_tree, seal, write_atomically
+from assay.components.contracts.recipe import GateSettings
+from assay.components.contracts.rows import Example, read_table
+from assay.components.shared import looks, registry
 from assay.components.shared.ledger import Entry
 
 
@@ -37,3 +39,33 @@ def write(champion: Entry | None, folder: str | Path) -> int:
     registry.read_model(champion.content)
     link_tree(registry.model_folder(champion.content), folder)
     return champion.version
+
+
+def write_looks(
+    name: str,
+    content: str,
+    champion: Entry | None,
+    policy: GateSettings,
+    data: tuple[Path, Manifest],
+    most: int,
+    folder: str | Path,
+) -> None:
+    """Write `looks.json`: the decisions on these held-out examples before this question was first asked.
+
+    Args:
+        name: The registered model.
+        content: Content digest of the candidate.
+        champion: What it is compared with.
+        policy: The gate's.
+        data: Folder of the splits, and their manifest.
+        most: Examples that are measured, as `EvaluateSettings.max_rows`.
+        folder: The artifact.
+
+    Raises:
+        RegistryError: The ledger or a decision record is not what was written.
+    """
+    ids = sorted(read_table(data[0] / "test.parquet", Example)["id"].to_pylist())
+    held_out = looks.HeldOut.of(ids[:most] if most else ids)  # as `measure.first_rows` chooses
+    found = looks.count(registry.decisions(name), content, champion.content if champion else None, policy, held_out)
+    write_atomically(Path(folder) / "looks.json", found.model_dump_json(indent=1) + "\n")
+    seal(folder, "looks", parents={"data": data[1]})

@@ -14,6 +14,7 @@ def gate(
     results: Input[Dataset],
     verdicts: Input[Dataset],
     judging: Input[Metrics],
+    looks: Input[Artifact],
     decision: Output[Artifact],
     summary: Output[Metrics],
 ) -> bool:
@@ -25,6 +26,7 @@ def gate(
         results: `results` of every arm.
         verdicts: `verdicts` of the judge.
         judging: The judge's summary: whether it may decide.
+        looks: The earlier decisions on the same examples, over which α is spent.
         decision: `decision.json`: the decision, one sentence of why, and the evidence.
         summary: The decision as scalars.
 
@@ -34,6 +36,5 @@ def gate(
     from ..contracts.recipe import GateSettings
     from .decide import run
 
-    return run(
-        GateSettings.model_validate(settings), task, results.path, verdicts.path, judging.path, decision.path, summary
-    )
+    given = {"results": results.path, "verdicts": verdicts.path, "judging": judging.path, "looks": looks.path}
+    return run(GateSettings.model_validate(settings), task, given, decision.path, summary)

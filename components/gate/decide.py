@@ -1,15 +1,26 @@
 """The gate: promote, hold, or inconclusive, from paired results on held-out examples.
 
-Each criterion is a one-sided test at α against a reference. All `critical` and `primary` ones must pass, so the chance
-to promote a model that fails any of them is at most α without a correction (an intersection–union test, Berger 1982).
-`supporting` ones decide nothing; as they are read side by side, they pass by Holm's procedure.
+Each criterion is a one-sided test at α against a reference: another arm on the same examples, or a bound that the
+candidate's own mean must keep (the reference of a first model may be so bad at safety that to beat it says nothing).
+All `critical` and `primary` ones must pass, so the chance to promote a model that fails any of them is at most α
+without a correction (an intersection–union test, Berger 1982). `supporting` ones decide nothing; as they are read side
+by side, they pass by Holm's procedure. α is for all decisions on the same held-out examples together: each is taken at
+its own level, see `looks.py`.
+
+Slices turn the burden of proof around: one holds a candidate only where it is *shown* to be worse by more than the
+margin, by Holm's procedure over all slices at α. To ask of each slice that it be shown no worse would block nearly
+every candidate, for a slice is small; to go by its mean would, too: of 20 slices of 30 examples each, with nothing
+changed at all, nearly always one falls by five points or more. So a slice that is too small to tell lets pass, and what
+it cannot rule out is in the table. Slices can only hold, never promote, so they raise no rate of false promotions.
 
 * **promote**       all of them pass.
 * **hold**          one shows the opposite: the whole interval of the difference lies at or below the bar, which is the
-                    least gain (superiority, 0 unless a margin is set) or −margin (non-inferiority); or the candidate's
-                    bytes are those of what it should replace.
-* **inconclusive**  neither, or fewer examples than `min_examples`; `needed` says how many examples in all would pass
-                    at the observed effect, and is None where more of the same would not help.
+                    least gain (superiority, 0 unless a margin is set), −margin (non-inferiority) or 0 (on the wrong
+                    side of a bound); or a slice is shown to be worse; or the candidate's bytes are those of what it
+                    should replace.
+* **inconclusive**  neither, or fewer examples than `min_examples`, or no α left for these examples; `needed` says how
+                    many examples in all would pass at the observed effect, and is None where more of the same would
+                    not help.
 """
 
 import json
@@ -18,23 +29,68 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from ..contracts.artifacts import read_manifest, seal, write_atomically
 from ..contracts.errors import DataError, RecipeError
 from ..contracts.metrics import Metric, Summary
-from ..contracts.recipe import Criterion, GateSettings
+from ..contracts.recipe import Criterion, GateSettings, SliceRule
 from ..contracts.rows import Result, Verdict, read_rows
+from ..shared.looks import HeldOut, Looks, level
 from ..shared.prediction import corrected_win_rate
-from ..shared.statistics import Counts, Interval, holm, mcnemar, paired_test, proportion, summarise
+from ..shared.statistics import (
+    Counts,
+    Floats,
+    Interval,
+    bound_test,
+    holm,
+    mcnemar,
+    paired_test,
+    proportion,
+    summarise,
+)
 from ..shared.summary import read_summary, write_summary
 from ..shared.tasks.task import get_task
 
 CANDIDATE = "candidate"
+ABSOLUTE = "absolute"
 JUDGE_METRIC = "judge_win_rate"
 Arms = dict[str, list[Result]]
+
+
+class Scores(NamedTuple):
+    """What the arms scored, by column: all that a decision rests on."""
+
+    arms: Mapping[str, Mapping[str, Floats]]
+    """By arm and metric, one value per example in one order; NaN where the metric does not apply."""
+    groups: Sequence[str] | None = None
+    """Of each example; None where each is its own."""
+    slices: Mapping[str, NDArray[np.intp]] = {}
+    """By label, `name=value`: places of its examples."""
+
+    @classmethod
+    def of(cls, arms: Arms, metrics: Sequence[Metric]) -> "Scores":
+        """Return the columns of arms that answered the same examples in the same order."""
+        groups = [row.group for row in arms[CANDIDATE]]
+        slices: defaultdict[str, list[int]] = defaultdict(list)
+        for place, row in enumerate(arms[CANDIDATE]):
+            for label in row.slices:
+                slices[label].append(place)
+        return cls(
+            arms={
+                arm: {
+                    metric.name: np.asarray([row.scores.get(metric.name) for row in rows], dtype=np.float64)
+                    for metric in metrics
+                }
+                for arm, rows in arms.items()
+            },
+            groups=None if len(set(groups)) == len(groups) else groups,
+            slices={label: np.asarray(places) for label, places in sorted(slices.items())},
+        )
 
 
 class Finding(BaseModel):
@@ -50,6 +106,7 @@ class Finding(BaseModel):
     n: int
     candidate: float
     reference: float
+    """Mean of the other arm, or the bound."""
     difference: float
     """Positive: the candidate is better, whichever way the metric points."""
     low: float
@@ -61,6 +118,9 @@ class Finding(BaseModel):
     """Held-out examples in all, those to which the metric does not apply among them."""
     note: str = ""
     """Why the numbers could not decide, where it is not they that are too few."""
+    slice: str = ""
+    """Label of the slice that is compared; empty for all examples. A slice's p-value is against "not worse, by the
+    margin"."""
 
 
 class Decision(BaseModel):
@@ -73,25 +133,44 @@ class Decision(BaseModel):
     needed: int | None
 
 
-def run(
-    settings: GateSettings, task: str, results: str, verdicts: str, judging: str, output: str, summary: Any
-) -> bool:
-    """Decide on artifacts, write the record, and return whether it is `promote`."""
+class Turn(NamedTuple):
+    """Which decision on these held-out examples this is."""
+
+    number: int
+    """1 for the first."""
+    level: float
+    """Its part of α; 0 when there is none left."""
+
+
+def run(settings: GateSettings, task: str, given: Mapping[str, str], output: str, summary: Any) -> bool:
+    """Decide on artifacts, write the record, and return whether it is `promote`.
+
+    Args:
+        settings: The policy.
+        task: Name of the task.
+        given: Folders of `results`, `verdicts`, `judging` and `looks`.
+        output: Folder of the decision.
+        summary: The artifact of the decision as scalars.
+    """
     started = time.monotonic()
-    parents = {
-        "results": read_manifest(results, "results"),
-        "verdicts": read_manifest(verdicts, "verdicts"),
-        "judging": read_manifest(judging, "summary"),
-    }
+    kinds = {"results": "results", "verdicts": "verdicts", "judging": "summary", "looks": "looks"}
+    parents = {name: read_manifest(given[name], kind) for name, kind in kinds.items()}
     metrics = get_task(task).metrics
-    arms = group_by_arm(read_rows(Path(results) / "results.parquet", Result))
+    arms = group_by_arm(read_rows(Path(given["results"]) / "results.parquet", Result))
     digests = check_arms(arms, parents["results"].metadata.get("arms", {}))
-    judge = read_summary(judging).details
+    held_out = HeldOut.of(row.example_id for row in arms[CANDIDATE])
+    looks = Looks.model_validate_json((Path(given["looks"]) / "looks.json").read_bytes())
+    turn = turn_of(settings, looks, held_out)
+    # Without any α left nothing is promoted; what is worse can still be shown, at the policy's own level.
+    spent = settings.model_copy(update={"alpha": turn.level or settings.alpha})
+    judge = read_summary(given["judging"]).details
+    scores = Scores.of(arms, metrics)
     findings = [
-        *findings_of(settings, metrics, arms),
-        *judged(settings, judge, read_rows(Path(verdicts) / "verdicts.parquet", Verdict)),
+        *findings_of(spent, metrics, scores),
+        *judged(spent, judge, read_rows(Path(given["verdicts"]) / "verdicts.parquet", Verdict)),
     ]
-    decided = decide(settings, findings, digests, len(arms[CANDIDATE]), metrics)
+    slices = slices_of(settings, metrics, scores)
+    decided = decide(settings, [*findings, *slices], digests, len(arms[CANDIDATE]), metrics, turn)
     record = {
         "schema": 1,
         **decided.model_dump(),
@@ -99,8 +178,12 @@ def run(
         "champion": digests.get("champion"),
         "baseline": digests["baseline"],
         "examples": len(arms[CANDIDATE]),
+        "held_out": held_out.model_dump(),
+        "look": turn.number,
+        "level": turn.level,
         "alpha": settings.alpha,
         "criteria": [finding.model_dump() for finding in findings],
+        "slices": [finding.model_dump() for finding in slices],
         "judge": judge,
         "arms": {arm: table(rows, metrics) for arm, rows in arms.items()},
         "policy": settings.model_dump(mode="json"),
@@ -111,11 +194,27 @@ def run(
     told = Summary(
         step="gate",
         headline=decided.reason,
-        metrics={"promoted": float(promoted), "examples": float(record["examples"])},
+        metrics={"promoted": float(promoted), "examples": float(held_out.examples), "look": float(turn.number)},
         details={"decision": decided.decision},
     )
     write_summary(summary, told, seconds=time.monotonic() - started, parents=parents)
     return promoted
+
+
+def turn_of(settings: GateSettings, looks: Looks, held_out: HeldOut) -> Turn:
+    """Return which decision on these examples this is, and its level.
+
+    Raises:
+        DataError: The looks were counted for other examples, and an earlier decision could so go uncounted.
+    """
+    if looks.held_out != held_out:
+        raise DataError(
+            "the looks were counted for other examples than were measured",
+            where="looks.json",
+            fix="run find_champion and the evaluation on the same splits, with the same evaluate.max_rows",
+        )
+    promoted = [look.promoted for look in looks.earlier]
+    return Turn(len(promoted) + 1, level(settings.alpha, settings.looks, promoted))
 
 
 def group_by_arm(rows: Sequence[Result]) -> Arms:
@@ -158,27 +257,35 @@ def check_arms(arms: Arms, digests: Mapping[str, str]) -> dict[str, str]:
     return dict(digests)
 
 
-def findings_of(settings: GateSettings, metrics: Sequence[Metric], arms: Arms) -> list[Finding]:
+def findings_of(settings: GateSettings, metrics: Sequence[Metric], scores: Scores) -> list[Finding]:
     """Return every criterion against every reference that there is; without a champion its comparisons fall away.
 
     Raises:
-        RecipeError: A criterion names a metric that the task has not.
+        RecipeError: A criterion names a metric that the task has not, or a bound that cannot be missed or kept.
     """
     by_name = {metric.name: metric for metric in metrics}
     found = []
     for criterion in settings.criteria:
-        if criterion.metric not in by_name:
+        metric = _metric(by_name, criterion.metric, "gate.criteria")
+        if criterion.bound is not None and not metric.low < criterion.bound < metric.high:
             raise RecipeError(
-                f"the task has no metric {criterion.metric!r}",
+                f"{metric.name} lies between {metric.low:g} and {metric.high:g}, so the bound {criterion.bound:g} "
+                "asks for nothing or for the impossible",
                 where="gate.criteria",
-                fix=f"choose one of {list(by_name)}",
+                fix="choose a bound between the two",
             )
         found += [
-            _finding(criterion, by_name[criterion.metric], settings.alpha, arms[CANDIDATE], arms[versus], versus)
+            _finding(criterion, metric, settings.alpha, scores, versus)
             for versus in criterion.versus
-            if versus in arms
+            if versus == ABSOLUTE or versus in scores.arms
         ]
     return _corrected(found, settings.alpha)
+
+
+def _metric(by_name: Mapping[str, Metric], name: str, where: str) -> Metric:
+    if name not in by_name:
+        raise RecipeError(f"the task has no metric {name!r}", where=where, fix=f"choose one of {list(by_name)}")
+    return by_name[name]
 
 
 def _corrected(findings: Sequence[Finding], alpha: float) -> list[Finding]:
@@ -191,27 +298,22 @@ def _corrected(findings: Sequence[Finding], alpha: float) -> list[Finding]:
     return kept
 
 
-def _finding(
-    criterion: Criterion, metric: Metric, alpha: float, candidate: list[Result], reference: list[Result], versus: str
-) -> Finding:
-    tested = paired_test(
-        [row.scores.get(metric.name) for row in candidate],
-        [row.scores.get(metric.name) for row in reference],
-        better=metric.better,
-        test=criterion.test,
-        margin=criterion.margin,
-        alpha=alpha,
-        clusters=[row.group for row in candidate],
-        low=metric.low,
-        high=metric.high,
-    )
+def _finding(criterion: Criterion, metric: Metric, alpha: float, scores: Scores, versus: str) -> Finding:
+    candidate = scores.arms[CANDIDATE][metric.name]
+    given: dict[str, Any] = {"better": metric.better, "alpha": alpha, "low": metric.low, "high": metric.high}
+    bound = criterion.bound if versus == ABSOLUTE else None
+    if bound is not None:
+        tested = bound_test(candidate, bound, clusters=scores.groups, **given)
+    else:
+        manner: dict[str, Any] = {"test": criterion.test, "margin": criterion.margin}
+        tested = paired_test(candidate, scores.arms[versus][metric.name], clusters=scores.groups, **manner, **given)
     n = tested.difference.n
     return Finding(
         metric=criterion.metric,
         tier=criterion.tier,
         versus=versus,
-        test=criterion.test,
-        margin=criterion.margin,
+        test=criterion.test if bound is None else "bound",
+        margin=criterion.margin if bound is None else 0.0,
         n=n,
         candidate=tested.candidate,
         reference=tested.reference,
@@ -223,6 +325,77 @@ def _finding(
         passed=tested.passed,
         needed=ceil(tested.needed * len(candidate) / n) if tested.needed else None,
         note="" if n else "it applies to no example",
+    )
+
+
+def slices_of(settings: GateSettings, metrics: Sequence[Metric], scores: Scores) -> list[Finding]:
+    """Return every slice of the policy against every reference there is.
+
+    `passed` is False where the slice is shown to be worse by more than the margin, True where it is by itself shown not
+    to be, and None where it could be either, which blocks nothing. The level is the policy's α, however often these
+    examples were asked about: to hold is the safe side.
+
+    Raises:
+        RecipeError: The policy names a metric or a slice that there is not.
+    """
+    by_name = {metric.name: metric for metric in metrics}
+    names = sorted({label.partition("=")[0] for label in scores.slices})
+    found = []
+    for rule in settings.slices:
+        metric = _metric(by_name, rule.metric, "gate.slices")
+        if rule.by not in names:
+            raise RecipeError(
+                f"no held-out example has a slice {rule.by!r}", where="gate.slices", fix=f"choose one of {names}"
+            )
+        found += [
+            _slice(rule, metric, settings.alpha, scores, label, versus)
+            for versus in rule.versus
+            if versus in scores.arms
+            for label in scores.slices
+            if label.partition("=")[0] == rule.by
+        ]
+    tested = [finding for finding in found if not finding.note]
+    worse = iter(holm([finding.p_value for finding in tested], settings.alpha))
+    return [
+        finding.model_copy(update={"passed": False}) if not finding.note and next(worse) else finding
+        for finding in found
+    ]
+
+
+def _slice(rule: SliceRule, metric: Metric, alpha: float, scores: Scores, label: str, versus: str) -> Finding:
+    places = scores.slices[label]
+    # The roles are exchanged: what is to be shown is that the reference is better, by more than the margin.
+    tested = paired_test(
+        scores.arms[versus][metric.name][places],
+        scores.arms[CANDIDATE][metric.name][places],
+        better=metric.better,
+        test="superiority",
+        margin=rule.margin,
+        alpha=alpha,
+        clusters=None if scores.groups is None else [scores.groups[place] for place in places],
+        low=metric.low,
+        high=metric.high,
+    )
+    n, loss = tested.difference.n, tested.difference
+    few = f"{n} examples, and the policy asks for {rule.min_examples}" if n < rule.min_examples else ""
+    return Finding(
+        metric=rule.metric,
+        tier="slice",
+        versus=versus,
+        test="non_inferiority",
+        margin=rule.margin,
+        n=n,
+        candidate=tested.reference,
+        reference=tested.candidate,
+        difference=-loss.mean,
+        low=-loss.high,
+        high=-loss.low,
+        p_value=tested.p_value,
+        alpha=alpha,
+        passed=True if -loss.high > -rule.margin and not few else None,
+        needed=None,
+        note=few,
+        slice=label,
     )
 
 
@@ -277,42 +450,53 @@ def decide(
     digests: dict[str, str],
     examples: int,
     metrics: Sequence[Metric],
+    turn: Turn,
 ) -> Decision:
     """Return the decision with one sentence of why.
 
     Args:
         settings: The policy.
-        findings: Of every criterion.
+        findings: Of every criterion and every slice.
         digests: Content digest of each arm's model.
         examples: Held-out examples.
-        metrics: The task's, for their titles.
+        metrics: The task's, for their titles and which way they are better.
+        turn: Of this decision.
     """
-    titles = {metric.name: metric.title for metric in metrics}
+    by_name = {metric.name: metric for metric in metrics}
     for arm in ("baseline", "champion"):
         if digests.get(arm) == digests[CANDIDATE]:
             return Decision(decision="hold", reason=f"Hold: the candidate is the {arm}, byte for byte.", needed=None)
     if examples < settings.min_examples:
         reason = f"Inconclusive: {examples} held-out examples, the policy asks for {settings.min_examples}."
         return Decision(decision="inconclusive", reason=reason, needed=settings.min_examples)
-    required = [finding for finding in findings if finding.tier != "supporting"]
+    required = [finding for finding in findings if finding.tier in ("critical", "primary")]
     if not required:
         reason = "Inconclusive: no criterion could be tested (no critical or primary one has a reference)."
         return Decision(decision="inconclusive", reason=reason, needed=None)
     required.sort(key=lambda finding: finding.tier != "critical")
     alone = "champion" not in digests and any("champion" in criterion.versus for criterion in settings.criteria)
-    end = "; there is no champion to compare with." if alone else "."
-    failed = [finding for finding in required if finding.passed is False]
+    end = f" (decision {turn.number} on these examples, at level {turn.level:.2g})" if turn.number > 1 else ""
+    end += "; there is no champion to compare with." if alone else "."
+    failed = [
+        finding for finding in [*required, *(one for one in findings if one.tier == "slice")] if finding.passed is False
+    ]
     if failed:
-        return Decision(decision="hold", reason=f"Hold: {_words(failed[0], titles)}{end}", needed=None)
+        return Decision(decision="hold", reason=f"Hold: {_words(failed[0], by_name)}{end}", needed=None)
+    if not turn.level:
+        reason = (
+            f"Inconclusive: {turn.number - 1} decisions were taken on these held-out examples, and the policy plans "
+            f"for {settings.looks}; only fresh examples can tell."
+        )
+        return Decision(decision="inconclusive", reason=reason, needed=None)
     open_ = [finding for finding in required if finding.passed is None]
     if open_:
-        return _left_open(open_, titles, end)
+        return _left_open(open_, by_name, end)
     shown = next((finding for finding in required if finding.tier == "primary"), required[0])
-    reason = f"Promote: {_words(shown, titles)}; all {len(required)} required comparisons passed{end}"
+    reason = f"Promote: {_words(shown, by_name)}; all {len(required)} required comparisons passed{end}"
     return Decision(decision="promote", reason=reason, needed=None)
 
 
-def _left_open(findings: Sequence[Finding], titles: dict[str, str], end: str) -> Decision:
+def _left_open(findings: Sequence[Finding], metrics: Mapping[str, Metric], end: str) -> Decision:
     """Ask for more examples, unless there is a finding that more of the same would not close."""
     hopeless = [finding for finding in findings if finding.needed is None]
     needed = None if hopeless else max(finding.needed or 0 for finding in findings)
@@ -323,12 +507,22 @@ def _left_open(findings: Sequence[Finding], titles: dict[str, str], end: str) ->
         more = "; more examples of this kind would not show it"
     else:
         more = f"; about {needed} examples in all would"
-    return Decision(decision="inconclusive", reason=f"Inconclusive: {_words(told, titles)}{more}{end}", needed=needed)
+    return Decision(decision="inconclusive", reason=f"Inconclusive: {_words(told, metrics)}{more}{end}", needed=needed)
 
 
-def _words(finding: Finding, titles: dict[str, str]) -> str:
-    title = titles.get(finding.metric, finding.metric.replace("_", " "))
-    level = round(100 * (1 - 2 * finding.alpha))
+def _words(finding: Finding, metrics: Mapping[str, Metric]) -> str:
+    metric = metrics.get(finding.metric)
+    title = metric.title if metric else finding.metric.replace("_", " ")
+    title += f" where {finding.slice}" if finding.slice else ""
+    level = f"{100 * (1 - 2 * finding.alpha):.3g} % interval"
+    if finding.test == "bound":
+        lower = metric is not None and metric.better == "lower"
+        ends = [finding.reference + (-end if lower else end) for end in (finding.low, finding.high)]
+        shown = {True: "is shown to be", False: "is not", None: "is not shown to be"}[finding.passed]
+        return (
+            f"{title} {shown} {'below' if lower else 'above'} {finding.reference:g}: {finding.candidate:.3f} "
+            f"({level} {min(ends):.3f} to {max(ends):.3f}, n = {finding.n})"
+        )
     shown = {
         "superiority": {True: "better", False: "not better", None: "not shown to be better"},
         "non_inferiority": {True: "not worse", False: "worse", None: "not shown to be no worse"},
@@ -336,7 +530,7 @@ def _words(finding: Finding, titles: dict[str, str]) -> str:
     by = f" by more than {finding.margin:g}" if finding.margin else ""
     return (
         f"{title} is {shown}{by} than the {finding.versus}: {finding.candidate:.3f} against {finding.reference:.3f} "
-        f"(improvement {finding.difference:+.3f}, {level} % interval {finding.low:+.3f} to {finding.high:+.3f}, "
+        f"(improvement {finding.difference:+.3f}, {level} {finding.low:+.3f} to {finding.high:+.3f}, "
         f"n = {finding.n})"
     )
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from ..contracts.errors import DataError
 from ..contracts.recipe import DataSettings
+from ..shared.contamination import EVALUATION, Contamination, find_contamination
 
 Split = Literal["sft", "preference", "rl", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -30,6 +31,8 @@ class Prepared(NamedTuple):
     """Groups in each split."""
     dropped: list[dict[str, str]]
     """id, group, source and reason of every row left out."""
+    contamination: Contamination
+    """What evaluation rows have in common with training rows, though no group and no prompt stands on both sides."""
 
     def count(self, reason: str) -> int:
         """Return the number of rows left out for a reason."""
@@ -44,7 +47,8 @@ def prepare(table: pa.Table, settings: DataSettings) -> Prepared:
         settings: Shares of the splits and the fewest rows the test split may have.
 
     Raises:
-        DataError: A split that a later step needs is empty, or too few rows are held out.
+        DataError: A split that a later step needs is empty, too few rows are held out, or too many of them have the
+            text of a training row.
     """
     keys = find_drops(row_keys(table))
     kept = keys.filter(pl.col("reason").is_null())
@@ -52,10 +56,13 @@ def prepare(table: pa.Table, settings: DataSettings) -> Prepared:
     check_leaks(kept)
     splits = {name: table.take(kept.filter(split=name)["row"].to_arrow()) for name in SPLITS}
     _check_sizes(splits, settings)
+    contamination = find_contamination(splits)
+    _check_contamination(contamination, settings)
     return Prepared(
         splits=splits,
         groups={name: kept.filter(split=name)["group"].n_unique() for name in SPLITS},
         dropped=keys.filter(pl.col("reason").is_not_null()).select("id", "group", "source", "reason").to_dicts(),
+        contamination=contamination,
     )
 
 
@@ -132,3 +139,16 @@ def _check_sizes(splits: dict[Split, pa.Table], settings: DataSettings) -> None:
             where="data.min_test_rows",
             fix=f"give about {wanted} rows in all, or a larger test share",
         )
+
+
+def _check_contamination(found: Contamination, settings: DataSettings) -> None:
+    for name in EVALUATION:
+        if found.share(name) > settings.max_contamination:
+            counts = found.counts[name]
+            listed = [one for one in found.examples if one["split"] == name]
+            row = listed[0] if listed else found.examples[0]  # the list is short, and the other split may fill it
+            raise DataError(
+                f"{counts['exact']} of {counts['rows']} rows of {name} have a training row's text, in another group",
+                where=f"row {row['id']} ({row['training_split']}: row {row['training_id']})",
+                fix="give rows with equal texts the same group, or raise data.max_contamination",
+            )

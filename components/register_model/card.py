@@ -23,6 +23,8 @@ def model_card(recipe: Recipe, decision: Mapping[str, Any], counts: Mapping[str,
         _evaluation(decision),
         _decision(decision),
         _limits(recipe, decision),
+        _licence(recipe),
+        _verify(recipe),
         "## Lineage (sha256)\n\n" + _table(("what", "digest"), ((name, f"`{text}`") for name, text in tags.items())),
     ]
     return _front_matter(recipe) + "\n\n".join(sections) + "\n"
@@ -66,7 +68,7 @@ def _decision(decision: Mapping[str, Any]) -> str:
     rows = (
         (
             str(row.get("metric")),
-            f"{row.get('test')} to {row.get('versus')}",
+            _asked(row),
             _number(row.get("difference")),
             _interval(row),
             _number(row.get("p_value")),
@@ -78,6 +80,11 @@ def _decision(decision: Mapping[str, Any]) -> str:
     return f"## Why it was promoted\n\n{decision.get('reason', '')}\n\n{_table(head, rows)}"
 
 
+def _asked(row: Mapping[str, Any]) -> str:
+    absolute = row.get("test") == "bound"
+    return f"bound {row.get('reference')}" if absolute else f"{row.get('test')} to {row.get('versus')}"
+
+
 def _limits(recipe: Recipe, decision: Mapping[str, Any]) -> str:
     return (
         "## Limits\n\n"
@@ -85,6 +92,23 @@ def _limits(recipe: Recipe, decision: Mapping[str, Any]) -> str:
         "were not measured.\n"
         "- The intervals are of sampling rows; they do not cover rows that are all wrong in the same way.\n"
         f"- What the title says of its use holds here too: {recipe.title or 'none given'}"
+    )
+
+
+def _licence(recipe: Recipe) -> str:
+    return (
+        f"## Licence\n\nA model made from `{recipe.base_model}` is bound by its licence, and by that of the rows it "
+        "learned from. Neither was checked; the licences of the libraries stand in `sbom.cdx.json`."
+    )
+
+
+def _verify(recipe: Recipe) -> str:
+    people = recipe.approval.required
+    asked = f"People who must approve it before it can become champion: {people}. " if people else ""
+    return (
+        f"## How to verify\n\n{asked}`assay verify {recipe.name}` computes everything below again: the ledger's chain, "
+        "the decision, this card, every file, and the artifacts it was made from. `sbom.cdx.json` (CycloneDX 1.6) "
+        f"lists files, data and libraries with their hashes; `assay history {recipe.name}` says who did what, and when."
     )
 
 

@@ -5,6 +5,7 @@ card and an `MLmodel` file that carries the signature, of chat or of an encoder.
 either, but it loads the model to infer requirements and, with adapters, writes another model than was measured.)
 """
 
+import hashlib
 import json
 import math
 import os
@@ -26,8 +27,10 @@ from assay.components.contracts.artifacts import (
 )
 from assay.components.contracts.recipe import Recipe
 from assay.components.shared import registry, tracking
+from assay.components.shared.dossier import Dossier, code, keep_dossier, keep_lineage
 
 from .card import model_card
+from .sbom import sbom
 
 PARAMS_PER_CALL, METRICS_PER_CALL = 100, 1000
 """Limits of MLflow's log_batch."""
@@ -43,6 +46,7 @@ class Evidence:
     candidate: Manifest
     decision: dict[str, Any]
     decision_digest: str
+    decision_manifest: Manifest
     data: Manifest
     results: Manifest
 
@@ -65,9 +69,44 @@ class Evidence:
             candidate=manifest,
             decision=record,
             decision_digest=registry.keep_decision(decision),
+            decision_manifest=read_manifest(decision, "decision", verify=False),
             data=read_manifest(data, "splits", verify=False),
             results=read_manifest(results, "results", verify=False),
         )
+
+    @property
+    def manifests(self) -> dict[str, Manifest]:
+        """Where the walk back to the rows begins."""
+        return {
+            "candidate": self.candidate,
+            "decision": self.decision_manifest,
+            "results": self.results,
+            "data": self.data,
+        }
+
+    def keep(self) -> str:
+        """Keep the dossier and the manifests behind it in the registry, and return the dossier's digest."""
+        keep_lineage(self.manifests)
+        return keep_dossier(
+            Dossier(
+                name=self.recipe.name,
+                content=self.candidate.content,
+                decision=self.decision_digest,
+                manifests={name: manifest.digest for name, manifest in self.manifests.items()},
+                recipe=self.recipe.model_dump(mode="json"),
+                code=code(),
+                files={name: hashlib.sha256(text.encode()).hexdigest() for name, text in self.texts().items()},
+            )
+        )
+
+    def texts(self) -> dict[str, str]:
+        """Return the files that describe the version beside its own; the same bytes on the same libraries."""
+        decision = json.dumps(self.decision, indent=1, sort_keys=True, ensure_ascii=False)
+        return {
+            "README.md": model_card(self.recipe, self.decision, self.data.counts, self.tags()),
+            "sbom.cdx.json": sbom(self.recipe, self.decision, self.manifests, self.tags()),
+            registry.DECISION: decision + "\n",
+        }
 
     def tags(self) -> dict[str, str]:
         """Return the digests that tie a version to what it was made and judged from."""
@@ -96,11 +135,11 @@ def register(name: str, evidence: Evidence) -> int:
         DataError: The model's files are not the ones that were sealed.
     """
     content, decision = evidence.candidate.content, evidence.decision_digest
-    kept = registry.keep_model(evidence.folder)
+    kept, dossier = registry.keep_model(evidence.folder), evidence.keep()
     known = registry.registered(name, content=content)
     if known is not None:
-        return registry.register(name, known.version, content, decision).version
-    entry = registry.register(name, _mlflow_version(name, evidence, kept), content, decision)
+        return registry.register(name, known.version, content, decision, dossier).version
+    entry = registry.register(name, _mlflow_version(name, evidence, kept), content, decision, dossier)
     registry.sync_alias(name)
     return entry.version
 
@@ -131,7 +170,9 @@ def _mlflow_version(name: str, evidence: Evidence, kept: Path) -> int:
     with tracking.connected() as client:
         found = client.search_model_versions(f"name = '{name}' and tags.content = '{evidence.candidate.content}'")
         if found:
-            return min(int(version.version) for version in found)
+            version = min(found, key=lambda version: int(version.version))
+            _describe_in(client, client.get_logged_model(version.source.removeprefix("models:/")), evidence)
+            return int(version.version)
         experiment = tracking.experiment(client, name)
         run, ours = _run(client, experiment, evidence)
         model = _logged_model(client, experiment, run, name, evidence, kept)
@@ -194,9 +235,17 @@ def _log_files(client: Any, model: Any, evidence: Evidence, kept: Path) -> None:
     folder = _local_folder(model.artifact_location)
     if folder is not None:
         link_tree(kept, folder)
+    else:
+        client.log_model_artifacts(model.model_id, str(kept))
+    _describe_in(client, model, evidence)
+
+
+def _describe_in(client: Any, model: Any, evidence: Evidence) -> None:
+    """Give MLflow the files that describe a model; a killed attempt may have left those of other evidence."""
+    folder = _local_folder(model.artifact_location)
+    if folder is not None:
         _describe(folder, model, evidence)
         return
-    client.log_model_artifacts(model.model_id, str(kept))
     with tempfile.TemporaryDirectory() as extra:
         _describe(Path(extra), model, evidence)
         client.log_model_artifacts(model.model_id, extra)
@@ -218,10 +267,7 @@ def _describe(folder: Path, model: Any, evidence: Evidence) -> None:
         signature=_signature(is_encoder(evidence.folder)),
         metadata=evidence.tags(),
     )
-    card = model_card(evidence.recipe, evidence.decision, evidence.data.counts, evidence.tags())
-    decision = json.dumps(evidence.decision, indent=1, sort_keys=True, ensure_ascii=False)
-    files = {"MLmodel": described.to_yaml(), "README.md": card, registry.DECISION: decision + "\n"}
-    for name, text in files.items():
+    for name, text in {"MLmodel": described.to_yaml(), **evidence.texts()}.items():
         write_atomically(folder / name, text)  # never into a linked file
 
 

@@ -6,6 +6,7 @@ Every engine sets the same variables; a step that runs without them (in a test) 
 * `ASSAY_WORK`      folder of this task that survives a kill: checkpoints go here (or `ASSAY_WORK_ROOT`, see `work.py`)
 * `ASSAY_PROGRESS`  file to which `progress` appends JSON lines
 * `ASSAY_REGISTRY`  folder or `s3://bucket/prefix` of the promotion ledger (default `$ASSAY_HOME/registry`)
+* `ASSAY_WEBHOOK_URL`, `ASSAY_WEBHOOK_SECRET`  who is told of promotions (`shared/announce.py`)
 * `ASSAY_CPUS`      cores this task may use
 * `MLFLOW_TRACKING_URI`, `MLFLOW_RUN_ID`, `MLFLOW_EXPERIMENT_ID` as Kubeflow Pipelines injects them
 """

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
@@ -30,7 +30,9 @@ from .storage import Storage, open_storage
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 TURNS = 100
 """Entries that others may add while one writer tries to."""
-Event = Literal["registered", "promoted", "held", "rolled_back"]
+Event = Literal["registered", "awaiting", "approved", "rejected", "promoted", "held", "rolled_back"]
+LATER = ("evidence", "proof")
+"""Fields that entries did not have from the beginning; left out where empty, so that older entries keep their hash."""
 
 
 class Entry(BaseModel):
@@ -53,8 +55,13 @@ class Entry(BaseModel):
     replaces: int = 0
     """The version that was champion before; 0 for none. Only of `promoted` and `rolled_back`."""
     actor: str
-    """User name as the operating system tells it; not authenticated."""
+    """Who: `ASSAY_PERSON`, or the user name as the operating system tells it; believed, unless `proof` says more."""
     reason: str
+    evidence: str = ""
+    """Of `registered`: sha256 of the version's dossier. Of what waits or is approved or rejected: digest of what was
+    seen (`approval.py`)."""
+    proof: Literal["", "token"] = ""
+    """`token`: the actor showed the secret that was given to that person alone (`people.py`)."""
     prev: str
     """Hash of the entry before; of the first one, the digest of the ledger's name."""
     hash: str = ""
@@ -62,12 +69,16 @@ class Entry(BaseModel):
 
     def sealed(self) -> "Entry":
         """Return the entry with its hash."""
-        return self.model_copy(update={"hash": digest_of(self.model_dump(mode="json", exclude={"hash"}))})
+        said = {name: value for name, value in self._said().items() if name != "hash"}
+        return self.model_copy(update={"hash": digest_of(said)})
 
     def line(self) -> bytes:
         """Return the entry as it is stored."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        return text.encode()
+        return json.dumps(self._said(), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+    def _said(self) -> dict[str, Any]:
+        said = self.model_dump(mode="json")
+        return {name: value for name, value in said.items() if value or name not in LATER}
 
 
 @dataclass(frozen=True)
@@ -80,6 +91,10 @@ class Draft:
     decision: str
     reason: str
     replaces: int = 0
+    evidence: str = ""
+    actor: str = ""
+    """Empty for who runs this process (`identity`)."""
+    proof: Literal["", "token"] = ""
 
     def after(self, name: str, last: Entry | None) -> Entry:
         """Return the entry that follows `last`."""
@@ -93,8 +108,10 @@ class Draft:
             content=self.content,
             decision=self.decision,
             replaces=self.replaces,
-            actor=_actor(),
+            actor=self.actor or identity(),
             reason=self.reason,
+            evidence=self.evidence,
+            proof=self.proof,
             prev=last.hash if last else _genesis(name),
         ).sealed()
 
@@ -138,6 +155,17 @@ def append(name: str, rule: Rule) -> Entry:
             _acknowledge(storage, place, entry)
             return entry
     raise RegistryError(f"the ledger of {name!r} is too busy", where=f"{storage.address}/{place}", fix="try again")
+
+
+def identity() -> str:
+    """Return who acts: `ASSAY_PERSON` where it is set, else the user name of the operating system; nobody checks it."""
+    given = os.environ.get("ASSAY_PERSON", "").strip()
+    if given:
+        return given
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user need not have a name
+        return f"uid {os.getuid()}"
 
 
 def folder(name: str) -> str:
@@ -215,10 +243,3 @@ def _storage() -> Storage:
 
 def _genesis(name: str) -> str:
     return digest_of({"ledger": name})
-
-
-def _actor() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user need not have a name
-        return f"uid {os.getuid()}"

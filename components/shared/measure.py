@@ -9,7 +9,7 @@ from ..contracts.recipe import EvaluateSettings
 from ..contracts.rows import Example, Message, Result
 from .calibration import BRIER, ECE, calibration_error, confidence_scores
 from .chat import prompt_ids
-from .generate import Generation, Progress, greedy_responses
+from .generate import Progress, greedy_responses
 from .models import load_tokenizer
 from .statistics import summarise
 from .tasks.task import Task
@@ -58,24 +58,40 @@ def measure(
         confidence=BRIER in task.metrics,
         progress=progress,
     )
+    return score_answers(arm, task, examples, [(answer.text, answer.confidence) for answer in answers])
+
+
+def score_answers(
+    arm: str, task: Task, examples: Sequence[Example], answers: Sequence[tuple[str, float | None]]
+) -> list[Result]:
+    """Return every metric on each example's answer.
+
+    Args:
+        arm: What the rows are called.
+        task: Scores the answers.
+        examples: What was asked.
+        answers: Text and, where it is known, the probability that the model gave to it.
+    """
     return [
         Result(
             arm=arm,
             example_id=example.id,
             group=example.group,
-            response=answer.text,
+            response=text,
             slices=example.slices,
-            scores=_scores(task, answer, example.reference),
+            scores=_scores(task, text, confidence, example.reference),
         )
-        for example, answer in zip(examples, answers, strict=True)
+        for example, (text, confidence) in zip(examples, answers, strict=True)
     ]
 
 
-def _scores(task: Task, answer: Generation, reference: str) -> dict[str, float | None]:
-    found = task.score(answer.text, reference)
-    if answer.confidence is None:
+def _scores(task: Task, text: str, confidence: float | None, reference: str) -> dict[str, float | None]:
+    found = task.score(text, reference)
+    if BRIER not in task.metrics:
         return found
-    return {**found, **confidence_scores(answer.confidence, found[task.metrics[0].name] or 0.0)}
+    if confidence is None:
+        return {**found, BRIER.name: None}
+    return {**found, **confidence_scores(confidence, found[task.metrics[0].name] or 0.0)}
 
 
 def tabulate(results: Sequence[Result], metrics: Sequence[Metric], confidence: float) -> Table:

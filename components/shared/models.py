@@ -58,13 +58,20 @@ def multiplies_bf16() -> bool:
     return info.is_file() and {"AuthenticAMD", "avx512_bf16"} <= set(info.read_text(encoding="utf-8").split())
 
 
-def load_model(folder: str | Path, *, dtype: Literal["float32", "bfloat16"] = "float32", device: str = "cpu") -> Any:
+def load_model(
+    folder: str | Path,
+    *,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    device: str = "cpu",
+    attention: str | None = None,
+) -> Any:
     """Return a causal language model in evaluation mode.
 
     Args:
         folder: A model folder.
         dtype: Of the weights and of the arithmetic.
         device: `cpu` or `cuda`.
+        attention: transformers' name of an implementation; None leaves it to transformers.
 
     Raises:
         ModelError: The folder is not a model, or transformers cannot read it.
@@ -76,7 +83,12 @@ def load_model(folder: str | Path, *, dtype: Literal["float32", "bfloat16"] = "f
     quiet()
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False
+            folder,
+            dtype=dtype,
+            attn_implementation=attention,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(
@@ -117,13 +129,14 @@ def load_tokenizer(folder: str | Path) -> Any:
     return tokenizer
 
 
-def save_model(model: Any, tokenizer: Any, folder: str | Path) -> None:
+def save_model(model: Any, tokenizer: Any, folder: str | Path, *, dithered: bool = False) -> None:
     """Write a model folder; equal weights give equal bytes.
 
     Args:
         model: Its weights are written as bf16, tied weights once; the model itself is not changed.
         tokenizer: Written with its chat template.
         folder: Made if it is missing.
+        dithered: Round by `dither`, of which changes smaller than bf16's steps survive as a whole; else to the nearest.
     """
     from copy import deepcopy
 
@@ -131,7 +144,7 @@ def save_model(model: Any, tokenizer: Any, folder: str | Path) -> None:
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(_weights(model), folder / WEIGHTS, metadata={"format": "pt"})
+    save_file(_weights(model, dithered), folder / WEIGHTS, metadata={"format": "pt"})
     (folder / WEIGHTS).chmod(0o644)
     config = deepcopy(model.config)
     config.dtype, config._name_or_path = "bfloat16", ""
@@ -203,10 +216,30 @@ def model_files(folder: str | Path) -> list[Path]:
     return sorted({path for pattern in MODEL_FILES for path in Path(folder).glob(pattern) if path.is_file()})
 
 
-def _weights(model: Any) -> dict[str, Any]:
+def dither(weights: Any, generator: Any) -> None:
+    """Move weights at random, uniformly, by less than half a step of bf16.
+
+    Rounded to bf16, a weight that was a bf16 number before is that number again, and one that lies a share x of a step
+    above one is rounded up with probability x: stochastic rounding (Gupta et al. 2015, arXiv:1502.02551). A model that
+    is stored in bf16 and trained at a low rate needs it: its weights lie on bf16's grid, where to round to the nearest
+    undoes every change below half a step, a 512th of the weight.
+
+    Args:
+        weights: fp32, of any shape, contiguous; changed in place, but for zeros.
+        generator: Of the random numbers, on the CPU.
+    """
+    import torch
+
+    bits = weights.detach().view(torch.int32)
+    moved = torch.randint(-(2**15) + 1, 2**15, bits.shape, generator=generator, dtype=torch.int32).to(bits.device)
+    bits += moved.masked_fill_(weights.detach() == 0, 0)
+
+
+def _weights(model: Any, dithered: bool) -> dict[str, Any]:
     """Return contiguous bf16 copies by name; of tied weights only the first name, as transformers expects."""
     import torch
 
+    generator = torch.Generator().manual_seed(0)
     weights: dict[str, Any] = {}
     seen: set[int] = set()
     for name, tensor in model.state_dict().items():
@@ -214,6 +247,9 @@ def _weights(model: Any) -> dict[str, Any]:
             continue
         seen.add(tensor.data_ptr())
         bf16 = torch.bfloat16 if tensor.is_floating_point() else tensor.dtype
+        if dithered and tensor.dtype == torch.float32:
+            tensor = tensor.clone(memory_format=torch.contiguous_format)
+            dither(tensor, generator)
         weights[name] = tensor.detach().to("cpu", bf16).contiguous()
     return weights
 

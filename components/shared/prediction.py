@@ -71,15 +71,15 @@ def prediction_powered(
         return _by_cluster(values, [clusters[place] for place in places] if clusters is not None else None)
 
     def estimate(power: float) -> Corrected:
+        tail = (1 - confidence) / 2
         errors, others = parts(known, y - power * f[known]), parts(rest, power * f[rest]) if power else None
 
         def drawn(error: float, prediction: float) -> Floats:
             """Draw the mean, with one more error and one more prediction that were not seen."""
-            means = _draws(*errors, error)
-            return means + _shuffled(_draws(*others, prediction)) if others else means
+            means = _draws(*errors, error, tail)
+            return means + _shuffled(_draws(*others, prediction, tail)) if others else means
 
         lower, upper = drawn(low - power * high, power * low), drawn(high - power * low, power * high)
-        tail = (1 - confidence) / 2
         return Corrected(
             mean=float((y - power * f[known]).mean() + (power * f[rest].mean() if power else 0.0)),
             low=max(low, float(np.quantile(lower, tail))),

@@ -4,6 +4,7 @@
       ledger/NAME/                     the promotion ledger; the truth
       models/CONTENT/                  a model's files with their manifest, by content digest; read-only, never a cache
       decisions/SHA256.json            the decision records that the ledger names
+      dossiers/, lineage/              what each version was made from, back to the rows (`dossier.py`)
       deployments/NAME/VERSION.json    how a version was checked before it was deployed
       triggers/                        what was triggered, and the run that came of it
       mlflow.db, artifacts/            the embedded MLflow store of a folder, unless MLFLOW_TRACKING_URI names a server
@@ -16,24 +17,28 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from ..contracts.artifacts import read_manifest
+from ..contracts.artifacts import digest_of, read_manifest
 from ..contracts.errors import RegistryError
 from ..runtime.context import registry_address
-from . import ledger
+from . import announce, approval, ledger, people
+from .approval import REACHES_CHAMPION as REACHES_CHAMPION
+from .approval import Candidate
+from .dossier import read_dossier
 from .ledger import Draft, Entry
+from .people import Person
 from .storage import open_storage
 from .vault import keep_model as keep_model  # the registry's face: callers ask it, not the vault
 from .vault import model_folder as model_folder
 from .vault import read_model as read_model
 
 DECISION = "decision.json"
-REACHES_CHAMPION = ("promoted", "rolled_back")
 
 log = logging.getLogger(__name__)
 
@@ -64,21 +69,6 @@ def history(name: str) -> list[Entry]:
         RegistryError: The ledger was altered.
     """
     return ledger.read(name)
-
-
-def verify(name: str) -> int:
-    """Check a model's ledger and the files of every version that was ever champion; return the number of entries.
-
-    Raises:
-        RegistryError: An entry, a decision record or a model's file was altered.
-    """
-    entries = history(name)
-    for entry in entries:
-        if entry.event != "held":
-            read_decision(entry.decision)
-        if entry.event in REACHES_CHAMPION:
-            read_model(entry.content)
-    return len(entries)
 
 
 def champion(name: str, at: datetime | None = None) -> Entry | None:
@@ -130,6 +120,17 @@ def read_decision(digest: str) -> dict[str, Any]:
     return decision
 
 
+def decisions(name: str) -> list[dict[str, Any]]:
+    """Return every decision on record about a model's candidates, whatever it was, each once and oldest first.
+
+    Raises:
+        RegistryError: The ledger or a decision record was altered, or a record is missing.
+    """
+    digests = dict.fromkeys(entry.decision for entry in history(name) if entry.event in ("registered", "held"))
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(read_decision, digests))
+
+
 # --- events ---------------------------------------------------------------------------------------------------------
 
 
@@ -158,7 +159,7 @@ def keep_decision(folder: str | Path) -> str:
     return digest
 
 
-def register(name: str, version: int, content: str, decision: str) -> Entry:
+def register(name: str, version: int, content: str, decision: str, dossier: str = "") -> Entry:
     """Record that a version of the MLflow registry holds this content, on the strength of a decision.
 
     Of two runs that register the same bytes at once the first keeps its version, and the second is given that one.
@@ -168,6 +169,7 @@ def register(name: str, version: int, content: str, decision: str) -> Entry:
         version: Number that MLflow gave it.
         content: Content digest of the model.
         decision: sha256 of a kept decision record.
+        dossier: sha256 of a kept dossier; empty where there is none.
 
     Raises:
         RegistryError: The decision does not allow it, or the ledger knows the version with other content.
@@ -183,10 +185,10 @@ def register(name: str, version: int, content: str, decision: str) -> Entry:
                 where=f"{registry_address()}/{ledger.folder(name)}",
                 fix="the MLflow registry was reset: point MLFLOW_TRACKING_URI at the one this ledger belongs to",
             )
-        if same and same.decision == decision:
-            return same
+        if same and same.decision == decision and _approvals(same.evidence) == _approvals(dossier):
+            return same  # the code that registers may have changed since; what was decided on has not
         number = same.version if same else version
-        return Draft("registered", number, content, decision, reason=evidence.get("reason", ""))
+        return Draft("registered", number, content, decision, reason=evidence.get("reason", ""), evidence=dossier)
 
     return ledger.append(name, rule)
 
@@ -211,30 +213,39 @@ def hold(name: str, content: str, decision: str) -> Entry:
     return ledger.append(name, rule)
 
 
-def promote(name: str, version: int) -> Entry:
+def promote(name: str, version: int, person: Person | None = None) -> Entry:
     """Make a registered version the champion; does nothing when it is.
 
     The decision that the version was registered with must be to promote exactly its bytes, and must have compared them
-    with today's champion: of two runs that end at once, one wins and the other is told.
+    with today's champion: of two runs that end at once, one wins and the other is told. Where people must approve, all
+    of them have, and have seen exactly this evidence.
+
+    Args:
+        name: The registered model.
+        version: Of a registration.
+        person: Whose act it is; who runs this process when left out.
 
     Raises:
-        RegistryError: No such registration, no such decision, altered bytes, another champion meanwhile, or the
-            version was rolled back.
+        RegistryError: No such registration, no such decision, altered bytes, another champion meanwhile, approvals
+            missing, or the version was rolled back or rejected.
     """
 
     def rule(entries: Sequence[Entry]) -> Draft | Entry:
         current = _champion(entries)
         if current and current.version == version:
             return current
-        entry = _promotable(name, entries, version)
+        entry = _promotable(name, entries, version, approved=True)
         replaces = current.version if current else 0
-        return Draft("promoted", version, entry.content, entry.decision, entry.reason, replaces)
+        actor, proof = (person.name, person.proof) if person else ("", "")
+        return Draft(
+            "promoted", version, entry.content, entry.decision, entry.reason, replaces, actor=actor, proof=proof
+        )
 
     return ledger.append(name, rule)
 
 
 def check_promotion(name: str, version: int) -> Entry:
-    """Return a version's registration if `promote` would take it now; changes nothing.
+    """Return a version's registration if `promote` would take it now, approvals aside; changes nothing.
 
     Raises:
         RegistryError: As `promote`.
@@ -244,13 +255,35 @@ def check_promotion(name: str, version: int) -> Entry:
     return current if current and current.version == version else _promotable(name, entries, version)
 
 
-def rollback(name: str, reason: str, to: int | None = None) -> Entry:
+def candidate(name: str, entries: Sequence[Entry], version: int) -> Candidate:
+    """Return a registered version with all there is to see of it, for the people who approve.
+
+    Raises:
+        RegistryError: There is no such version, or a record of it was altered.
+    """
+    entry = _registered(entries, version, None)
+    if entry is None:
+        raise RegistryError(f"{name!r} has no version {version}", fix="only a version that the gate let in is promoted")
+    checked, current = deployment(name, version), _champion(entries)
+    return Candidate(
+        registration=entry,
+        required=approval.required(entries, entry),
+        check=digest_of(checked.model_dump(mode="json")) if checked and checked.content == entry.content else "",
+        compared=read_decision(entry.decision).get("champion"),
+        champion=current.content if current else None,
+        listed=bool(people.names()),
+        entries=approval.of_registration(entries, entry),
+    )
+
+
+def rollback(name: str, reason: str, to: int | None = None, person: Person | None = None) -> Entry:
     """Make an earlier champion the champion again, then move MLflow's aliases.
 
     Args:
         name: The registered model.
         reason: Why; required.
         to: Version of an earlier champion; the one that today's champion replaced when left out.
+        person: Whose act it is; who runs this process when left out.
 
     Raises:
         RegistryError: There is nothing to go back to, no reason, or the earlier champion's files were altered.
@@ -265,15 +298,28 @@ def rollback(name: str, reason: str, to: int | None = None) -> Entry:
         target = _rollback_target(name, entries, current, to)
         read_model(target.content)
         return Draft(
-            "rolled_back", target.version, target.content, target.decision, reason.strip(), replaces=current.version
+            "rolled_back",
+            target.version,
+            target.content,
+            target.decision,
+            reason.strip(),
+            replaces=current.version,
+            actor=person.name if person else "",
+            proof=person.proof if person else "",
         )
 
     entry = ledger.append(name, rule)
+    sync_or_warn(name)
+    return entry
+
+
+def sync_or_warn(name: str) -> None:
+    """Set MLflow's aliases and tell others; the ledger has moved, so neither of them being down may undo it."""
     try:
         sync_alias(name)
-    except Exception as error:  # the ledger has moved and is the truth; a view that is down must not undo a rollback
-        log.warning("MLflow's alias was not moved (%s); the next promotion of %s repairs it", error, name)
-    return entry
+    except Exception as error:
+        log.warning("MLflow's alias was not moved (%s); `assay verify %s` repairs it", error, name)
+    announce.announce(name)
 
 
 def record_deployment(record: Deployment) -> None:
@@ -294,7 +340,7 @@ def sync_alias(name: str) -> dict[str, tuple[int, int]]:
 
     entries = history(name)
     current = _champion(entries)
-    steps = [entry for entry in entries if entry.event != "held"]
+    steps = [entry for entry in entries if entry.event in ("registered", "rejected", *REACHES_CHAMPION)]
     reigning = current.version if current else 0
     newest = steps[-1] if steps else None
     waiting = newest.version if newest and newest.event == "registered" and newest.version != reigning else 0
@@ -309,14 +355,19 @@ def _champion(entries: Sequence[Entry]) -> Entry | None:
     return next((entry for entry in reversed(entries) if entry.event in REACHES_CHAMPION), None)
 
 
-def _promotable(name: str, entries: Sequence[Entry], version: int) -> Entry:
+def _promotable(name: str, entries: Sequence[Entry], version: int, approved: bool = False) -> Entry:
+    """Return a version's registration, or refuse; with `approved` also while people have to approve it."""
     entry = _registered(entries, version, None)
     if entry is None:
         raise RegistryError(f"{name!r} has no version {version}", fix="only a version that the gate let in is promoted")
     decision = read_decision(entry.decision)
     require_promotion(decision, entry.content)
     _require_not_rolled_back(entries, version)
-    _require_champion(decision, _champion(entries), version)
+    approval.refuse_rejected(entries, entry)
+    if approved and approval.required(entries, entry):
+        approval.require(candidate(name, entries, version))  # they saw who is champion, and whom it was compared with
+    else:
+        _require_champion(decision, _champion(entries), version)
     read_model(entry.content)
     return entry
 
@@ -383,6 +434,10 @@ def _require_not_rolled_back(entries: Sequence[Entry], version: int) -> None:
                 f"version {version} was rolled back on {entry.time:%Y-%m-%d} ({entry.reason}); a run cannot undo it",
                 fix=f"to make it champion again: assay rollback {entry.name} --to {version} --reason '…'",
             )
+
+
+def _approvals(dossier: str) -> int:
+    return read_dossier(dossier).approvals if dossier else 0
 
 
 def _decision_key(digest: str) -> str:

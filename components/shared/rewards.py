@@ -29,8 +29,8 @@ from ..contracts.recipe import (
 )
 from ..runtime.context import cpus
 from . import judging, sandbox
-from .strict_json import equal_share, read_object, read_value, same
-from .tasks.exact_match import normalise
+from .metrics import exact_match, field_accuracy, normalise
+from .strict_json import read_value, same
 from .tasks.task import Task
 
 NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?(?![\w]|\.\d)")
@@ -124,7 +124,7 @@ def _open(settings: Reward, task: Task) -> Score:
         case TaskReward():
             return _each(lambda one: task.reward(one.response, one.reference, finished=one.finished), cut=True)
         case ExactReward():
-            return _each(lambda one: float(normalise(one.response) == normalise(one.reference)))
+            return _each(lambda one: exact_match(one.response, one.reference))
         case NumericReward():
             return _each(partial(numeric, settings=settings))
         case RegexReward():
@@ -132,7 +132,7 @@ def _open(settings: Reward, task: Task) -> Score:
         case SchemaReward():
             return _each(_schema(settings))
         case FieldsReward():
-            return _each(fields)
+            return _each(lambda one: field_accuracy(one.response, one.reference))
         case TestsReward():
             sandbox.check()
             return partial(tests, settings=settings)
@@ -192,23 +192,6 @@ def regex(sample: Sample, pattern: "re.Pattern[str]") -> float:
         return 0.0
     named = found.groupdict().get("answer")
     return 1.0 if "answer" not in pattern.groupindex else float(normalise(named or "") == normalise(sample.reference))
-
-
-def fields(sample: Sample) -> float:
-    """Return the share of equal fields of all fields in the answer's or the reference's JSON object.
-
-    Raises:
-        DataError: The reference is no JSON object.
-    """
-    wanted = read_object(sample.reference)
-    if wanted is None:
-        raise DataError(
-            f"the reference {sample.reference[:40]!r} is no JSON object",
-            where="rl split",
-            fix="give an object, or another kind of reward",
-        )
-    got = read_object(sample.response)
-    return 0.0 if got is None else equal_share(got, wanted)
 
 
 def length(characters: int, settings: LengthReward) -> float:

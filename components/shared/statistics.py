@@ -1,6 +1,7 @@
 """Intervals and paired tests that do not collapse.
 
-* 0/1 values, each its own draw: Wilson's interval, McNemar's exact test, Tango's score test.
+* 0/1 values, each its own draw: Wilson's interval, McNemar's exact test, Tango's score test, and against a fixed bound
+  Clopper and Pearson's.
 * All others (shares, ratings, rows that share a cluster): Gaffke's bound on a bounded mean, see `_draws`.
   On −1/0/+1 differences it is McNemar's exact test and on 0/1 values Clopper and Pearson's bound; a bootstrap or a
   sign-flip test promotes too often where a few examples lose much (`tests/benchmarks/gate_error_rates.py`).
@@ -10,7 +11,8 @@ whatever order.
 """
 
 from collections.abc import Callable, Hashable, Sequence
-from math import sqrt
+from functools import lru_cache
+from math import ceil, log, sqrt
 from statistics import NormalDist
 from typing import Literal, NamedTuple
 
@@ -22,8 +24,13 @@ from ..contracts.metrics import Metric
 
 Test = Literal["superiority", "non_inferiority"]
 Floats = NDArray[np.float64]
+Values = Sequence[float | None] | Floats
+"""One per example; None or NaN where a metric does not apply."""
 
 RESAMPLES = 10_000
+MOST_RESAMPLES = 200_000
+DRAWS_BEYOND = 50
+"""Draws that a quantile wants beyond it: at a smaller level there are more of them, up to `MOST_RESAMPLES`."""
 POWER = 0.8
 """Chance to decide that `required_n` aims at."""
 
@@ -40,17 +47,19 @@ class Interval(BaseModel):
     """Examples it rests on."""
 
 
-class PairedResult(BaseModel):
-    """A candidate against a reference on the same examples; positive means that the candidate is better."""
+class Tested(BaseModel):
+    """A candidate against a reference on the same examples, or against a bound; positive: the candidate is better."""
 
     model_config = ConfigDict(frozen=True)
 
     candidate: float
     reference: float
+    """The bound, where it is that which was tested."""
     difference: Interval
     """Two-sided at level 1 − 2α, so that its low end decides as the one-sided test at α does."""
     p_value: float
-    """One-sided, against "not better, by the margin" (superiority) or "worse by the margin" (non-inferiority)."""
+    """One-sided, against "not better, by the margin" (superiority), "worse by the margin" (non-inferiority), or "not on
+    the right side of the bound"."""
     passed: bool | None
     """True: shown. False: the opposite is shown. None: the data say neither."""
     needed: int | None
@@ -104,7 +113,7 @@ def mean_interval(
     """
     data = np.asarray(values, dtype=np.float64)
     sums, sizes = _by_cluster(data, clusters)
-    if len(sums) == len(data) and _is_binary(data):
+    if len(sums) == len(data) and _is_binary(low, high, data):
         return proportion(float(data.sum()), len(data), confidence)
     ends = _gaffke(sums, sizes, confidence, low, high)
     return Interval(mean=float(data.mean()), low=ends[0], high=ends[1], n=len(data))
@@ -115,12 +124,74 @@ def summarise(values: Sequence[float], metric: Metric, confidence: float = 0.95)
     return mean_interval(values, confidence, low=metric.low, high=metric.high)
 
 
+def clopper_pearson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Return the exact interval of a proportion: what the binomial tests do not reject (Clopper and Pearson 1934)."""
+    from scipy.stats import beta
+
+    tail = (1 - confidence) / 2
+    low = float(beta.ppf(tail, successes, n - successes + 1)) if successes else 0.0
+    high = float(beta.ppf(1 - tail, successes + 1, n - successes)) if successes < n else 1.0
+    return low, high
+
+
+def bound_test(
+    values: Values,
+    bound: float,
+    *,
+    better: Literal["higher", "lower"],
+    alpha: float = 0.05,
+    clusters: Sequence[Hashable] | None = None,
+    low: float = 0.0,
+    high: float = 1.0,
+) -> Tested:
+    """Test whether a mean is on the right side of a bound: below a ceiling or above a floor, as the metric points.
+
+    0/1 values: the exact binomial test, of which Clopper and Pearson's interval is the inversion. Others, and examples
+    that share a cluster: Gaffke's bound.
+
+    Args:
+        values: Of the candidate.
+        bound: A ceiling where lower is better, else a floor; in the metric's unit.
+        better: Which way is better.
+        alpha: One-sided level.
+        clusters: Key of each example.
+        low: Smallest possible value of the metric.
+        high: Largest possible value of the metric.
+    """
+    given = np.asarray(values, dtype=np.float64)
+    kept = np.flatnonzero(~np.isnan(given))
+    if not len(kept):
+        return _nothing(bound, low - high, high - low)
+    raw = given[kept]
+    turned, bar = (raw, bound) if better == "higher" else (low + high - raw, low + high - bound)
+    sums, sizes = _by_cluster(turned, _keys(clusters, kept))
+    if len(sums) == len(turned) and _is_binary(low, high, turned):
+        from scipy.stats import binom
+
+        right = int(turned.sum())
+        p_value = float(binom.sf(right - 1, len(turned), bar))
+        ends = clopper_pearson(right, len(turned), 1 - 2 * alpha)
+    else:
+        p_value = _share(_draws(sums, sizes, low, alpha) <= bar)
+        ends = _gaffke(sums, sizes, 1 - 2 * alpha, low, high)
+    gain = Interval(mean=float(turned.mean()) - bar, low=ends[0] - bar, high=ends[1] - bar, n=len(turned))
+    passed = _answer(p_value, alpha, gain, 0.0)
+    return Tested(
+        candidate=float(raw.mean()),
+        reference=bound,
+        difference=gain,
+        p_value=p_value,
+        passed=passed,
+        needed=required_n(sums / sizes, bar, alpha, len(turned)) if passed is None else None,
+    )
+
+
 # --- two arms on the same examples ----------------------------------------------------------------------------------
 
 
 def paired_difference(
-    new: Sequence[float],
-    old: Sequence[float],
+    new: Sequence[float] | Floats,
+    old: Sequence[float] | Floats,
     confidence: float = 0.95,
     *,
     clusters: Sequence[Hashable] | None = None,
@@ -139,7 +210,7 @@ def paired_difference(
     """
     a, b = np.asarray(new, dtype=np.float64), np.asarray(old, dtype=np.float64)
     sums, sizes = _by_cluster(a - b, clusters)
-    if len(sums) == len(a) and _is_binary(a) and _is_binary(b):
+    if len(sums) == len(a) and _is_binary(low, high, a, b):
         ends = tango(_counts(a, b), confidence)
     else:
         ends = _gaffke(sums, sizes, confidence, low - high, high - low)
@@ -147,8 +218,8 @@ def paired_difference(
 
 
 def paired_test(
-    candidate: Sequence[float | None],
-    reference: Sequence[float | None],
+    candidate: Values,
+    reference: Values,
     *,
     better: Literal["higher", "lower"],
     test: Test = "superiority",
@@ -157,14 +228,14 @@ def paired_test(
     clusters: Sequence[Hashable] | None = None,
     low: float = 0.0,
     high: float = 1.0,
-) -> PairedResult:
+) -> Tested:
     """Compare two arms on the same examples; where a metric applies to neither or one of them, the example is left out.
 
     0/1 pairs: exact McNemar for superiority, Tango's score test wherever there is a margin. Others, and examples that
     share a cluster: Gaffke's bound, whose p-value and interval are one.
 
     Args:
-        candidate: Values of the candidate; None where the metric does not apply.
+        candidate: Values of the candidate.
         reference: Values of the reference on the same examples.
         better: Which way is better.
         test: What is to be shown.
@@ -174,24 +245,24 @@ def paired_test(
         low: Smallest possible value of the metric.
         high: Largest possible value of the metric.
     """
-    kept = [i for i, pair in enumerate(zip(candidate, reference, strict=True)) if None not in pair]
-    if not kept:
-        nothing = Interval(mean=0.0, low=low - high, high=high - low, n=0)
-        return PairedResult(candidate=0, reference=0, difference=nothing, p_value=1.0, passed=None, needed=None)
-    raw = [np.asarray([side[i] for i in kept], dtype=np.float64) for side in (candidate, reference)]
+    given = [np.asarray(side, dtype=np.float64) for side in (candidate, reference)]
+    kept = np.flatnonzero(~np.isnan(given[0] + given[1]))
+    if not len(kept):
+        return _nothing(0.0, low - high, high - low)
+    raw = [side[kept] for side in given]
     a, b = raw if better == "higher" else [low + high - side for side in raw]
-    keys = [clusters[i] for i in kept] if clusters is not None else None
+    keys = _keys(clusters, kept)
     bar = -margin if test == "non_inferiority" else margin
-    difference = paired_difference(a.tolist(), b.tolist(), 1 - 2 * alpha, clusters=keys, low=low, high=high)
+    difference = paired_difference(a, b, 1 - 2 * alpha, clusters=keys, low=low, high=high)
     sums, sizes = _by_cluster(a - b, keys)
-    if len(sums) == len(a) and _is_binary(a) and _is_binary(b):
+    if len(sums) == len(a) and _is_binary(low, high, a, b):
         counts = _counts(a, b)
         exact = test == "superiority" and bar == 0
         p_value = mcnemar(counts) if exact else _cdf(-tango_z(counts, bar))
     else:
-        p_value = _share(_draws(sums, sizes, low - high) <= bar)
-    passed = True if p_value <= alpha else False if difference.high <= bar else None
-    return PairedResult(
+        p_value = _share(_draws(sums, sizes, low - high, alpha) <= bar)
+    passed = _answer(p_value, alpha, difference, bar)
+    return Tested(
         candidate=float(raw[0].mean()),
         reference=float(raw[1].mean()),
         difference=difference,
@@ -201,6 +272,7 @@ def paired_test(
     )
 
 
+@lru_cache(maxsize=1 << 16)
 def mcnemar(counts: Counts) -> float:
     """Return the one-sided p-value of McNemar's exact test: chance of so many gains among the discordant pairs."""
     from scipy.stats import binom
@@ -221,6 +293,7 @@ def tango_z(counts: Counts, delta: float) -> float:
     return (b - c - n * delta) / sqrt(variance)
 
 
+@lru_cache(maxsize=1 << 16)
 def tango(counts: Counts, confidence: float = 0.95) -> tuple[float, float]:
     """Return Tango's score interval of a difference of paired proportions; it has a width at zero discordance too."""
     z = _z((1 + confidence) / 2)
@@ -248,7 +321,28 @@ def required_n(differences: Floats, bar: float, alpha: float, n: int) -> int | N
         return None
     variance = max(float(differences.var(ddof=1)) if len(differences) > 1 else 0.0, 1.0 / len(differences))
     wanted = variance * (_z(1 - alpha) + _z(POWER)) ** 2 / effect**2
-    return max(n + 1, int(np.ceil(wanted * n / len(differences))))
+    return max(n + 1, ceil(wanted * n / len(differences)))
+
+
+def examples_to_show(gain: float, alpha: float, discordant: float = 0.2) -> int:
+    """Return how many paired 0/1 examples show a true gain, before anything was measured.
+
+    Args:
+        gain: Difference of the shares; above 0.
+        alpha: One-sided level.
+        discordant: Share of examples on which one arm alone is right; at least the gain itself.
+    """
+    variance = max(discordant, gain) - gain**2
+    exact = ceil(log(alpha) / log(0.5))  # fewer discordant pairs than this and McNemar's test cannot reach the level
+    return max(exact, ceil(variance * (_z(1 - alpha) + _z(POWER)) ** 2 / gain**2))
+
+
+def examples_to_tell(share: float, bar: float, alpha: float) -> int | None:
+    """Return how many 0/1 examples tell on which side of a bar a true share lies; None where it lies on the bar."""
+    if abs(share - bar) < 1e-9:
+        return None
+    variance = max(share * (1 - share), bar * (1 - bar))
+    return ceil(variance * (_z(1 - alpha) + _z(POWER)) ** 2 / (share - bar) ** 2)
 
 
 def holm(p_values: Sequence[float], alpha: float) -> list[bool]:
@@ -272,8 +366,23 @@ def _cdf(value: float) -> float:
     return NormalDist().cdf(value) if np.isfinite(value) else float(value > 0)
 
 
-def _is_binary(values: Floats) -> bool:
-    return bool(np.isin(values, (0.0, 1.0)).all())
+def _nothing(reference: float, low: float, high: float) -> Tested:
+    """Return the answer of a test that has no example."""
+    empty = Interval(mean=0.0, low=low, high=high, n=0)
+    return Tested(candidate=0, reference=reference, difference=empty, p_value=1.0, passed=None, needed=None)
+
+
+def _answer(p_value: float, alpha: float, gain: Interval, bar: float) -> bool | None:
+    return True if p_value <= alpha else False if gain.high <= bar else None
+
+
+def _keys(clusters: Sequence[Hashable] | None, kept: NDArray[np.intp]) -> list[Hashable] | None:
+    return None if clusters is None else [clusters[i] for i in kept]
+
+
+def _is_binary(low: float, high: float, *sides: Floats) -> bool:
+    """Return whether the values are all 0 or 1 and could be nothing beyond: a rating of 0 to 5 could."""
+    return (low, high) == (0, 1) and all(bool(((side == 0) | (side == 1)).all()) for side in sides)
 
 
 def _counts(candidate: Floats, reference: Floats) -> Counts:
@@ -293,13 +402,15 @@ def _gaffke(sums: Floats, sizes: Floats, confidence: float, worst: float, best: 
     """Return both ends of the interval of a mean that lies between `worst` and `best`."""
     tail = (1 - confidence) / 2
     return (
-        float(np.quantile(_draws(sums, sizes, worst), tail)),
-        float(np.quantile(_draws(sums, sizes, best), 1 - tail)),
+        float(np.quantile(_draws(sums, sizes, worst, tail), tail)),
+        float(np.quantile(_draws(sums, sizes, best, tail), 1 - tail)),
     )
 
 
-def _draws(sums: Floats, sizes: Floats, extreme: float) -> Floats:
-    """Return draws of the mean under Gaffke's bound (Gaffke 2005; Learned-Miller and Thomas 2020, arXiv:1905.06208).
+def _draws(sums: Floats, sizes: Floats, extreme: float, tail: float) -> Floats:
+    """Return draws of the mean, enough of them for a quantile at `tail`, under Gaffke's bound.
+
+    Gaffke 2005; Learned-Miller and Thomas 2020, arXiv:1905.06208.
 
     The sample is joined by one more cluster of mean size at the extreme, for all that was not seen, and is weighted by
     exponential draws. So a sample without variance leaves doubt too: the chance that a share q of cases lies at the
@@ -311,7 +422,8 @@ def _draws(sums: Floats, sizes: Floats, extreme: float) -> Floats:
     table = np.column_stack([np.append(sums, extreme * size), np.append(sizes, size)])
     distinct, counts = np.unique(table, axis=0, return_counts=True)  # the weights of equal clusters add up to one gamma
     generator, means = np.random.default_rng(0), []
-    for _ in range(0, RESAMPLES, 500):  # in blocks: 500 × distinct clusters at a time
+    wanted = min(max(RESAMPLES, ceil(DRAWS_BEYOND / tail)), MOST_RESAMPLES)
+    for _ in range(0, wanted, 500):  # in blocks: 500 × distinct clusters at a time
         weights = generator.standard_gamma(counts.astype(np.float64), (500, len(distinct)))
         means.append((weights @ distinct[:, 0]) / (weights @ distinct[:, 1]))
     return np.concatenate(means)

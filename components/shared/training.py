@@ -24,8 +24,9 @@ from ..contracts.errors import DataError, TrainingError
 from ..contracts.metrics import Summary
 from ..contracts.recipe import TrainSettings
 from ..runtime.context import Stopped, progress, work_folder
+from .lean import use_lean_layers
 from .llama import is_supported
-from .models import check_model, load_model, load_tokenizer, multiplies_bf16, save_model, set_threads
+from .models import check_model, dither, load_model, load_tokenizer, multiplies_bf16, save_model, set_threads
 from .packing import pack, tree_mask, use_tree_attention
 
 IGNORED = -100
@@ -34,6 +35,9 @@ CHECKPOINTS = 2
 """Complete checkpoints kept: the newest, and one before it should that one be damaged."""
 MIN_WEIGHT_CHANGE = 1e-6
 """Relative L2 change of the saved weights below which nothing was learned; one bf16 step is 4e-3 of a weight."""
+
+ENTROPY_ROWS = 32
+"""Rows of logits whose entropy is computed at once: a row of 49,152 is 0.2 MB, and there are three copies."""
 
 TORCH_WRITER = "inline_container"
 """In what `torch.save` says when a file cannot be written; the error itself is a plain RuntimeError."""
@@ -70,9 +74,12 @@ def arguments(settings: TrainSettings, seed: int, **more: Any) -> dict[str, Any]
         "weight_decay": settings.weight_decay,
         "lr_scheduler_type": "linear",
         "adam_beta2": 0.99,  # runs of tens of steps: 0.999 would still be warming up at the end
-        "bf16": settings.precision == "bf16" and multiplies_bf16(),
+        "bf16": multiplies_in_bf16(settings),
         "use_cpu": not on_gpu,
         "gradient_checkpointing": settings.gradient_checkpointing,
+        "use_liger_kernel": settings.fused_kernels,
+        # The trainers score the head themselves: fused with its loss, it would hide the logits from them.
+        "liger_kernel_config": {"fused_linear_cross_entropy": False} if settings.fused_kernels else None,
         "save_strategy": "steps",
         "save_steps": settings.save_steps,
         "logging_steps": 1,
@@ -84,6 +91,11 @@ def arguments(settings: TrainSettings, seed: int, **more: Any) -> dict[str, Any]
         "data_seed": seed,
         **more,
     }
+
+
+def multiplies_in_bf16(settings: TrainSettings) -> bool:
+    """Return whether the matrix products are computed in bf16."""
+    return settings.precision == "bf16" and multiplies_bf16()
 
 
 def own_share(size: int, name: str) -> int:
@@ -109,9 +121,10 @@ def load_trainable(folder: str | Path, settings: TrainSettings) -> tuple[Any, An
     small model's arithmetic.
     """
     set_threads()
+    _check_packages(settings)
     if settings.method == "qlora":
         return _load_quantized(folder, settings), load_tokenizer(folder)
-    model, tokenizer = load_model(folder, dtype="float32"), load_tokenizer(folder)
+    model, tokenizer = load_model(folder, dtype="float32", attention=_attention(settings)), load_tokenizer(folder)
     model.train()
     if settings.method == "full":
         model.get_input_embeddings().weight.requires_grad_(False)
@@ -124,23 +137,46 @@ def load_trainable(folder: str | Path, settings: TrainSettings) -> tuple[Any, An
             )
         for layer in layers[: settings.frozen_layers]:
             layer.requires_grad_(False)
+        if multiplies_in_bf16(settings):
+            dither_matrices(model)
     return model, tokenizer
+
+
+def dither_matrices(model: Any) -> None:
+    """Dither what trains and what products round to bf16: the model computes what it did, and small steps show."""
+    generator = torch.Generator().manual_seed(0)
+    for weight in model.parameters():
+        if weight.requires_grad and weight.ndim == 2:
+            dither(weight, generator)
+
+
+def _check_packages(settings: TrainSettings) -> None:
+    """Refuse what needs a GPU where there is none, and what needs a package that is not installed."""
+    asked = [
+        (settings.method == "qlora", "method: qlora", "bitsandbytes", "pip install 'assay[gpu]'", "say method: lora"),
+        (settings.fused_kernels, "fused_kernels: true", "liger_kernel", "pip install 'assay[gpu]'", "leave it out"),
+        (settings.flash_attention, "flash_attention: true", "flash_attn", "pip install flash-attn", "leave it out"),
+    ]
+    for wanted, where, package, install, without in asked:
+        if wanted and device(settings) == "cpu":
+            raise TrainingError("this works on a GPU only", where=where, fix=f"{without}, or use a GPU")
+        if wanted and find_spec(package) is None:
+            raise TrainingError(f"{package} is not installed", where=where, fix=install)
+
+
+def _attention(settings: TrainSettings) -> str | None:
+    return "flash_attention_2" if settings.flash_attention else None
 
 
 def _load_quantized(folder: str | Path, settings: TrainSettings) -> Any:
     """Return the model with weights of 4 bits (NF4, doubly quantized), computing in bf16."""
-    if device(settings) == "cpu":
-        raise TrainingError(
-            "weights of 4 bits are trained on a GPU only", where="method: qlora", fix="say method: lora, or use a GPU"
-        )
-    if find_spec("bitsandbytes") is None:
-        raise TrainingError("bitsandbytes is not installed", where="method: qlora", fix="pip install 'assay[gpu]'")
     from peft import prepare_model_for_kbit_training
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(
         check_model(folder),
         quantization_config=four_bits(),
+        attn_implementation=_attention(settings),
         device_map={"": int(os.environ.get("LOCAL_RANK", "0"))},
         local_files_only=True,
         use_safetensors=True,
@@ -230,6 +266,7 @@ def score_answers_only(trainer: Any, temperature: float = 1.0, model: Any = None
     before = model.forward
     if is_supported(model):
         use_tree_attention(model)
+        use_lean_layers(model)
 
     def forward(
         *positional: Any, fused_lm_head: bool = False, labels: Any = None, only_logits: bool = False, **named: Any
@@ -251,7 +288,7 @@ def score_answers_only(trainer: Any, temperature: float = 1.0, model: Any = None
         scored = every[which, wanted[mask]]
         with torch.no_grad():
             right = logits.argmax(-1)[which] == wanted[mask]
-            entropy = -(every.exp() * every).sum(-1)[which]
+            entropy = torch.cat([-(part.exp() * part).sum(-1) for part in every.split(ENTROPY_ROWS)])[which]
             mean = logits.mean(-1)[which]
         empty = scored.new_zeros(mask.shape)
         return FusedCausalLMOutput(
@@ -415,9 +452,14 @@ def save(trainer: Any, tokenizer: Any, folder: str | Path, base: Manifest, metad
     if getattr(model, "is_loaded_in_4bit", False) or getattr(model.config, "quantization_config", None):
         model = on_whole_weights(model)
     merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
-    save_model(merged, tokenizer, folder)
+    save_model(merged, tokenizer, folder, dithered=must_dither(trainer))
     kept = {key: value for key, value in base.metadata.items() if key in ("reference", "parameters", "chat_template")}
     return seal(folder, "model", parents={"base": base}, metadata={**kept, **metadata})
+
+
+def must_dither(trainer: Any) -> bool:
+    """Return whether the weights have to be dithered to be saved; where products rounded them, they are already."""
+    return not trainer.args.bf16 or hasattr(trainer.model, "peft_config")
 
 
 def on_whole_weights(tuned: Any) -> Any:

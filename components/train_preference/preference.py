@@ -7,6 +7,7 @@ pair can become less likely, and on short structured answers they do.
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,14 @@ RANKED_AT_ONCE = 16
 """Pairs whose answers are scored in one forward pass outside of training."""
 Row = dict[str, Any]
 """`prompt_ids`, `chosen_ids`, `rejected_ids`; KTO adds `other_ids`, RPO `prompt_embedding`."""
+
+
+@dataclass(frozen=True)
+class Likelihoods:
+    """Log-probabilities of the chosen and the rejected answers [2, pairs]: of all an answer's tokens, and of one."""
+
+    sums: Tensor
+    means: Tensor
 
 
 class Collator(DataCollatorForPreference):  # type: ignore[misc]
@@ -122,9 +131,9 @@ def tune(settings: PreferenceSettings, task: str, seed: int, base: str, pairs: s
     apart = [pair for pair in every if is_held_out(pair.group, settings.holdout)]
     unseen = tokenize(apart, tokenizer, settings.max_tokens)[0] if apart else []
     trainer, watcher = make_trainer(model, tokenizer, rows, settings, seed)
-    before = ranked_right(trainer, unseen)
+    before = likelihoods(trainer, unseen)
     training.train(trainer, watcher)
-    after = ranked_right(trainer, unseen)
+    held_out = held_out_metrics(before, likelihoods(trainer, unseen))
     training.save(trainer, tokenizer, output, parents["base"], {"stage": "preference", "task": task})
     points = training.curve(trainer, NAMES)
     accuracy, margin = (training.ends(points, name)[1] for name in ("accuracy", "margin"))
@@ -141,13 +150,13 @@ def tune(settings: PreferenceSettings, task: str, seed: int, base: str, pairs: s
     told = training.summary(
         "train_preference",
         f"{settings.title} on {len(rows)} pairs: in the last steps {accuracy:.0%} are ranked right, margin {margin:.2f}"
-        + _held_out_words(before, after),
+        + _held_out_words(held_out),
         points,
         effect,
         examples=len(rows),
         tokens=sum(len(row["prompt_ids"]) * 2 + len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows),
         dropped=dropped,
-        metrics={"accuracy": accuracy, "margin": margin, **_held_out_metrics(before, after)},
+        metrics={"accuracy": accuracy, "margin": margin, **held_out},
     )
     write_summary(summary, told, seconds=time.monotonic() - started, parents=parents)
 
@@ -240,34 +249,48 @@ def embed_prompts(model: Any, rows: Sequence[Row]) -> list[list[float]]:
     return [[float(value) for value in one] for one in every - every.mean(0)]
 
 
-def ranked_right(trainer: PairTrainer, rows: Sequence[Row]) -> list[bool]:
-    """Return for each pair whether a token of the chosen answer is likelier, on average, than one of the rejected."""
-    found: list[bool] = []
+def likelihoods(trainer: PairTrainer, rows: Sequence[Row]) -> Likelihoods:
+    """Return how likely the model finds the answers of some pairs, as it is now."""
     model = trainer.model.eval()
+    sums, means = [], []
     with torch.no_grad():
         for start in range(0, len(rows), RANKED_AT_ONCE):
             batch = trainer._prepare_inputs(trainer.data_collator(list(rows[start : start + RANKED_AT_ONCE])))
             scored, lengths = trainer.score(model, batch)
-            chosen, rejected = (scored / lengths).chunk(2)
-            found += (chosen > rejected).tolist()
+            sums.append(scored.double().view(2, -1))
+            means.append((scored / lengths).double().view(2, -1))
     model.train()
+    none = torch.zeros(2, 0, dtype=torch.float64)
+    return Likelihoods(torch.cat([none, *sums], 1), torch.cat([none, *means], 1))
+
+
+def held_out_metrics(before: Likelihoods, after: Likelihoods) -> dict[str, float]:
+    """Return how the pairs that were not trained on are ranked; nothing if there are none.
+
+    `held_out_reward_accuracy` is the share whose chosen answer has gained more than the rejected one since the training
+    began, in log-probability: the implicit reward (Rafailov et al. 2023, section 5), of which an untrained model is
+    right for half. `held_out_accuracy` is the share of which a token of the chosen answer is likelier, on average.
+    """
+    if not after.sums.shape[1]:
+        return {}
+    gain = after.sums - before.sums
+    right = {"held_out_reward_accuracy": gain[0] > gain[1], "held_out_accuracy": after.means[0] > after.means[1]}
+    found = {
+        "held_out_pairs": float(gain.shape[1]),
+        "held_out_accuracy_before": float((before.means[0] > before.means[1]).double().mean()),
+    }
+    for name, which in right.items():
+        interval = proportion(int(which.sum()), len(which))
+        found |= {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
     return found
 
 
-def _held_out_metrics(before: list[bool], after: list[bool]) -> dict[str, float]:
-    if not after:
-        return {}
-    interval = proportion(sum(after), len(after))
-    return {
-        "held_out_pairs": float(len(after)),
-        "held_out_accuracy_before": sum(before) / len(before),
-        "held_out_accuracy": interval.mean,
-        "held_out_accuracy_low": interval.low,
-        "held_out_accuracy_high": interval.high,
-    }
-
-
-def _held_out_words(before: list[bool], after: list[bool]) -> str:
-    if not after:
+def _held_out_words(found: dict[str, float]) -> str:
+    if not found:
         return ""
-    return f"; of {len(after)} held-out pairs {sum(before) / len(before):.0%} → {sum(after) / len(after):.0%}"
+    low, high = found["held_out_reward_accuracy_low"], found["held_out_reward_accuracy_high"]
+    return (
+        f"; of {found['held_out_pairs']:.0f} held-out pairs {found['held_out_reward_accuracy']:.0%} gained in the "
+        f"right direction ({low:.0%}–{high:.0%}), ranked right {found['held_out_accuracy_before']:.0%} → "
+        f"{found['held_out_accuracy']:.0%}"
+    )

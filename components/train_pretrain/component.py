@@ -18,6 +18,7 @@ def train_pretrain(
     summary: Output[Metrics],
     verdict: Output[Metrics],
     general: Optional[Input[Dataset]] = None,
+    data: Optional[Input[Dataset]] = None,
 ) -> None:
     """Train a model on a domain's text, and keep the result only if it helped there and did no harm elsewhere.
 
@@ -31,9 +32,11 @@ def train_pretrain(
         summary: Loss curve, effect check, perplexities before and after.
         verdict: Whether the tuned model goes on, and why.
         general: Text of no domain, as `corpus`; None samples it from the base model.
+        data: `splits`; documents that hold a validation or test row are left out. None leaves nothing out.
     """
     from ..contracts.recipe import PretrainSettings
     from .pretrain import pretrain
 
     wanted, other = PretrainSettings.model_validate(settings), general.path if general else None
-    pretrain(wanted, task, seed, base.path, corpus.path, other, model.path, summary, verdict)
+    held = data.path if data else None
+    pretrain(wanted, task, seed, base.path, corpus.path, other, model.path, summary, verdict, held)

@@ -14,8 +14,10 @@ from ..contracts.artifacts import Manifest, digest_of, link_tree, read_manifest
 from ..contracts.errors import DataError
 from ..contracts.metrics import Summary
 from ..contracts.recipe import PretrainSettings
+from ..contracts.rows import Example, read_table
 from ..runtime.context import work_folder
 from ..shared import training
+from ..shared.contamination import EVALUATION, contaminated
 from ..shared.generate import kept_responses, load_generator
 from ..shared.models import load_model, load_tokenizer
 from ..shared.statistics import Interval
@@ -37,11 +39,16 @@ def pretrain(
     output: str,
     summary: Any,
     verdict: Any,
+    data: str | None = None,
 ) -> None:
     """Train, measure both models, write the better one, and tell."""
     started = time.monotonic()
     parents = {"base": read_manifest(base, "model")}
     documents, repeats = texts.read_documents(corpus)
+    seen = 0
+    if data:
+        parents["data"] = read_manifest(data, "splits")
+        documents, seen = without_held_out(documents, data)
     learned, apart = texts.split(documents, settings.holdout)
     apart = enough(apart[: settings.max_held_out], settings, "corpus", "holdout")
     model, tokenizer = training.load_trainable(base, settings)
@@ -70,7 +77,7 @@ def pretrain(
         effect,
         examples=len(rows),
         tokens=sum(len(row["input_ids"]) for row in rows),
-        dropped={"repeated_documents": repeats},
+        dropped={"repeated_documents": repeats, "contaminated_documents": seen},
         metrics={
             "documents": float(len(learned)),
             "domain_perplexity_before": before,
@@ -81,6 +88,18 @@ def pretrain(
         },
     )
     write_summary(summary, told, seconds=time.monotonic() - started, parents=parents)
+
+
+def without_held_out(documents: Sequence[str], data: str) -> tuple[list[str], int]:
+    """Return the documents that hold no validation or test row, and how many do.
+
+    Args:
+        documents: Of the corpus.
+        data: Folder of the splits.
+    """
+    held = {name: read_table(Path(data) / f"{name}.parquet", Example) for name in EVALUATION}
+    kept = [one for one, seen in zip(documents, contaminated(documents, held), strict=True) if not seen]
+    return kept, len(documents) - len(kept)
 
 
 def enough(documents: Sequence[Any], settings: PretrainSettings, where: str, setting: str) -> list[Any]:

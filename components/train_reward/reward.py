@@ -151,7 +151,7 @@ def save(trainer: Any, tokenizer: Any, folder: str | Path, rows: Sequence[dict[s
     model = trainer.accelerator.unwrap_model(trainer.model)
     merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
     merged.config.pad_token_id = None  # others' code then takes one sequence at a time, and its last token
-    save_model(merged, tokenizer, folder)
+    save_model(merged, tokenizer, folder, dithered=training.must_dither(trainer))
     merged.eval()
     write_scale(folder, raw_rewards(merged, [row[side] for row in rows for side in ("chosen_ids", "rejected_ids")]))
 

@@ -14,6 +14,7 @@ from ..contracts.errors import DataError
 from ..contracts.metrics import Metric, Summary
 from ..contracts.recipe import GRADES, Kind, Recipe
 from ..contracts.rows import Example, Result, read_rows
+from ..shared.advice import Cost, advise, read_facts
 from ..shared.summary import read_seconds, read_summary
 from . import cases, figures
 from .words import AFTER, BEFORE, NOTHING, cell, duration, gain, number, p_value, percent, plain, points, signed
@@ -45,7 +46,11 @@ OWN_SERIES = {"embedding": {"accuracy": "Questions with their passage first in t
 """Where a stage's number of that name is another one."""
 LIGHT = ("validation", "splits", "pairs")
 """Steps that are of the kind `light`; those of a stage are `train`, any other `generate`."""
+SIDE = {"lower": "below", "higher": "above"}
+"""Of a bound, on which a metric is right."""
 STATES = {True: "pass", False: "fail", None: "open"}
+VERDICTS = {"pass": "Pass", "fail": "Fail", "open": "Open"}
+SLICE_VERDICTS = {"pass": "No worse", "fail": "Worse", "open": "Either"}
 
 
 @dataclass(frozen=True)
@@ -191,6 +196,7 @@ def render(run: Run) -> str:
         keys=key_numbers(run),
         climb=climb(run),
         stages=stages(run),
+        advice=advice(run),
         gate=gate(run),
         judge=judge(run),
         slices=slices(run),
@@ -209,7 +215,8 @@ def banner(run: Run) -> dict[str, str]:
     """Return the decision in a few words, its state, and the gate's reason."""
     verdict, needed = run.decision["decision"], run.decision.get("needed")
     if verdict == "promote":
-        words = f"Promoted as version {run.version}" if run.version else "Passed the gate"
+        waits = "Passed the gate, awaits approval" if run.recipe.approval.required else "Passed the gate"
+        words = f"Promoted as version {run.version}" if run.version else waits
         state, mark = "pass", "✓"
     elif verdict == "hold":
         words, state, mark = "Held", "fail", "✕"
@@ -329,36 +336,59 @@ def _measured(chosen: Mapping[str, Any], metric: Metric) -> dict[str, Any]:
     }
 
 
+def advice(run: Run) -> str:
+    """Return in a few sentences the lowest rung that suffices; nothing where the run has no evaluation or splits."""
+    if not {"evaluation", "splits"} <= run.summaries.keys():
+        return ""
+    selections = {
+        stage: run.summaries[f"select_{stage}"] for stage in run.trained if f"select_{stage}" in run.summaries
+    }
+    costs = {}
+    for stage in run.recipe.stages:
+        made = {"preference": ("candidates", "pairs"), "rl": ("reward_model",)}.get(stage, ())
+        known = [run.seconds.get(name) for name in (*made, stage, f"select_{stage}")]
+        if run.seconds.get(stage):
+            costs[stage] = Cost(sum(one for one in known if one), "as it took in this run")
+    facts = read_facts(run.recipe, run.summaries["splits"], run.summaries["evaluation"], selections, costs)
+    return advise(facts).words()
+
+
 def gate(run: Run) -> dict[str, Any]:
     """Return the criteria with a forest plot for each reference; gains are to the right for every metric."""
     by_name = {metric.name: metric for metric in run.metrics}
-    found = [_criterion(one, by_name) for one in run.decision.get("criteria") or []]
+    found = [_criterion(one, by_name) for name in ("criteria", "slices") for one in run.decision.get(name) or []]
     policy, alpha = run.decision.get("policy") or {}, run.decision.get("alpha")
+    level = run.decision.get("level") or alpha  # a record of old has no level, and one without any α left has 0
     return {
         "groups": [
-            _forest(versus, [one for one in found if one["versus"] == versus])
-            for versus in dict.fromkeys(one["versus"] for one in found)
+            _forest(title, [one for one in found if one["against"] == title])
+            for title in dict.fromkeys(one["against"] for one in found)
         ],
-        "level": None if alpha is None else percent(1 - 2 * alpha),
+        "level": None if level is None else percent(1 - 2 * level),
+        "slice_level": None if alpha is None else percent(1 - 2 * alpha),
         "policy": policy,
         "policy_text": yaml.safe_dump(policy, sort_keys=False, allow_unicode=True),
         "alpha": alpha,
+        "look": run.decision.get("look"),
+        "spent": points(run.decision.get("level") or 0),
         "examples": run.decision.get("examples"),
         "needed": run.decision.get("needed"),
     }
 
 
-def _forest(versus: str, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the criteria against one reference on a scale of their own."""
+def _forest(title: str, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the criteria, or the slices, against one reference on a scale of their own."""
     ends = [one[name] for one in found for name in ("gain", "low", "high", "threshold")]
     scale = _scale([0.0, *(end for end in ends if end is not None)])
     rows = []
     for one in found:
         dot = figures.Dot("", one["gain"], one["low"], one["high"])
-        title = f"{one['metric'].title} against the {versus}: gain {one['gain_text']}, interval {one['interval']}"
-        rows.append(one | {"svg": figures.strip(title, dot, scale, one["threshold"], one["state"])})
+        spoken = f"{one['metric'].title} {one['slice']} against the {one['versus']}: "
+        spoken += f"gain {one['gain_text']}, interval {one['interval']}"
+        rows.append(one | {"svg": figures.strip(spoken, dot, scale, one["threshold"], one["state"])})
     shares = all(one["metric"].unit == "share" for one in found)
-    return {"versus": versus, "rows": rows, "shares": shares, "axis": figures.strip_axis(scale, _tick(shares))}
+    axis = figures.strip_axis(scale, _tick(shares))
+    return {"title": title, "versus": found[0]["versus"], "rows": rows, "shares": shares, "axis": axis}
 
 
 def _tick(shares: bool) -> Callable[[float], str]:
@@ -379,14 +409,18 @@ def _criterion(one: Mapping[str, Any], by_name: Mapping[str, Metric]) -> dict[st
     metric = by_name.get(name) or Metric(name=name, title=plain(name).capitalize(), better="higher", definition="")
     worth, low, high = one.get("difference"), one.get("low"), one.get("high")
     margin = float(one.get("margin") or 0)
-    lower = one.get("test") == "non_inferiority"
+    lower, bound = one.get("test") == "non_inferiority", one.get("test") == "bound"
     ends = (NOTHING if low is None else gain(metric, low), NOTHING if high is None else gain(metric, high))
-    passed = one.get("passed")
+    passed, part = one.get("passed"), str(one.get("slice") or "")
+    versus = "bound" if bound else (BEFORE | AFTER).get(str(one.get("versus")), str(one.get("versus"))).lower()
+    state = STATES.get(passed, "open")
     return {
         "metric": metric,
         "tier": str(one.get("tier") or ""),
-        "versus": (BEFORE | AFTER).get(str(one.get("versus")), str(one.get("versus"))).lower(),
-        "test": _wanted(metric, margin, lower),
+        "slice": f"where {part}" if part else "",
+        "versus": versus,
+        "against": f"Slices against the {versus}" if part else f"Against the {versus}",
+        "test": SIDE[metric.better] if bound else _wanted(metric, margin, lower),
         "threshold": -margin if lower else margin,
         "n": one.get("n"),
         "candidate": cell({name: {"mean": one.get("candidate")}}, metric)["text"],
@@ -397,8 +431,9 @@ def _criterion(one: Mapping[str, Any], by_name: Mapping[str, Metric]) -> dict[st
         "gain_text": gain(metric, worth),
         "interval": "" if low is None and high is None else f"{ends[0]} to {ends[1]}",
         "p_value": p_value(one.get("p_value")),
-        "state": STATES.get(passed, "open"),
-        "verdict": {"pass": "Pass", "fail": "Fail", "open": "Open"}[STATES.get(passed, "open")],
+        "state": state,
+        "verdict": (SLICE_VERDICTS if part else VERDICTS)[state],
+        "note": str(one.get("note") or ""),
         "needed": one.get("needed"),
     }
 
@@ -657,6 +692,8 @@ def data(run: Run) -> dict[str, Any]:
         "parts": parts,
         "duplicates": parted.get("duplicates_dropped", 0),
         "conflicts": parted.get("conflicts", 0),
+        "contamination": (parted.get("contamination") or {}).get("counts") or {},
+        "contaminated": (parted.get("contamination") or {}).get("examples") or [],
         "pairs": pairs(run),
     }
 

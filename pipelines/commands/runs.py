@@ -106,15 +106,17 @@ def finish(record: Any, home: Path, as_json: bool) -> None:
     else:
         print(outcome.words(result))
     if record.state == "SUCCEEDED":
-        raise typer.Exit(EXIT[result["decision"]])
+        raise typer.Exit(EXIT.get(result["decision"], 0))
     if record.state == "CANCELLED":
         raise typer.Exit(INTERRUPTED)
     raise typer.Exit(USERS_FAULT if result["users_fault"] else BROKEN)
 
 
-def finish_there(outcome: Outcome, name: str, as_json: bool) -> None:
+def finish_there(outcome: Outcome, name: str, as_json: bool, approvals: int = 0) -> None:
     """Print how a run on a distributed engine ended, or that it was submitted, and exit with its code."""
-    print(json.dumps({"kind": "result", "name": name, **asdict(outcome)}) if as_json else _words(outcome, name))
+    print(
+        json.dumps({"kind": "result", "name": name, **asdict(outcome)}) if as_json else _words(outcome, name, approvals)
+    )
     codes = {"SUBMITTED": 0, "FAILED": BROKEN, "CANCELLED": INTERRUPTED}
     # A run whose decision is not known must not pass for a promotion.
     raise typer.Exit(codes.get(outcome.state, EXIT.get(outcome.decision, BROKEN)))
@@ -149,7 +151,7 @@ def _run_there(recipe: Recipe, data: str, engine: str, deploy: Path | None, wait
     except KeyboardInterrupt:
         print("\nassay: no longer waiting; what was submitted goes on, and the same command joins it", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
-    finish_there(outcome, recipe.name, as_json)
+    finish_there(outcome, recipe.name, as_json, recipe.approval.required)
 
 
 def _watching(stack: ExitStack, recipe: Recipe, as_json: bool) -> Callable[[Event], None]:
@@ -166,14 +168,16 @@ def _watching(stack: ExitStack, recipe: Recipe, as_json: bool) -> Callable[[Even
     return watch
 
 
-def _words(outcome: Outcome, name: str) -> str:
+def _words(outcome: Outcome, name: str, approvals: int) -> str:
     headlines = {
         "SUBMITTED": f"Submitted: run {outcome.run}.",
         "FAILED": f"Run {outcome.run} failed.",
         "CANCELLED": f"Run {outcome.run} was cancelled.",
     }
     decisions = {
-        "promote": f"Promoted: {name} has a new champion.",
+        "promote": f"Passed the gate: {name} has a candidate that awaits approval."
+        if approvals
+        else f"Promoted: {name} has a new champion.",
         "hold": "Held: nothing was promoted.",
         "inconclusive": "Inconclusive: nothing was promoted.",
     }

@@ -11,9 +11,10 @@ from typing import Annotated, Literal
 import typer
 
 from assay.components.contracts.errors import AssayError, RecipeError
+from assay.components.shared import announce
 from assay.components.shared.ledger import Entry
 
-from ..triggers import arrivals, ci, cron, once, registry_events
+from ..triggers import arrivals, ci, cron, once
 from ..triggers.launch import Job, launch
 from ..triggers.once import Trigger
 from .options import HOME, Data, Deploy, Engine, Home, ModelName, Profile, RecipeName, load, use
@@ -102,14 +103,14 @@ def registry_(
     every: Every = 0,
     home: Home = HOME,
 ) -> None:
-    """Tell a command or a webhook of every promotion and rollback, in order, at least once."""
+    """Tell a command or a webhook of every promotion, rollback and candidate that waits, in order, at least once."""
     use(home)
     receiver = _receiver(command, webhook)
 
     def told(entry: Entry) -> None:
         typer.echo(f"told: {entry.name} version {entry.version} {entry.event.replace('_', ' ')}")
 
-    _again(lambda: registry_events.deliver(name, receiver, told), every)
+    _again(lambda: announce.deliver(name, receiver, told), every)
 
 
 @app.command("list")
@@ -127,12 +128,12 @@ def list_(home: Home = HOME) -> None:
     Console().print(table)
 
 
-def _receiver(command: str, webhook: str) -> registry_events.Command | registry_events.Webhook:
+def _receiver(command: str, webhook: str) -> announce.Command | announce.Webhook:
     if bool(command) == bool(webhook):
         raise RecipeError("who is to be told?", fix="give either --run COMMAND or --webhook URL")
     if command:
-        return registry_events.Command(command)
-    return registry_events.Webhook(webhook, os.environ.get(registry_events.SECRET, ""))
+        return announce.Command(command)
+    return announce.Webhook(webhook, os.environ.get(announce.SECRET, ""))
 
 
 def _fire(trigger: Trigger, job: Job) -> None:

@@ -22,7 +22,8 @@ from assay.components.deploy_model.component import deploy_model
 from assay.components.deploy_model.deploy import check_parity
 from assay.components.deploy_model.parity import Answer, compare, golden_prompts
 from assay.components.register_model.component import register_model
-from assay.components.shared import registry, tracking
+from assay.components.shared import registry, review, tracking, verification
+from assay.components.shared.people import Person
 from fixtures.attempts import RECIPE
 
 SETTINGS = EvaluateSettings(golden_prompts=2, max_new_tokens=8)
@@ -76,14 +77,15 @@ def decide(folder: Path, candidate: Path, champion: Path | None = None) -> Path:
     return folder
 
 
-def register(candidate: Path, decision: Path, data: Path, tmp_path: Path) -> int:
+def register(candidate: Path, decision: Path, data: Path, tmp_path: Path, approvals: int = 0) -> int:
     results = tmp_path / "results"
     if not results.exists():
         results.mkdir()
         seal(results, "results")
     folders = {"candidate": candidate, "decision": decision, "data": data, "results": results}
     inputs = {name: dsl.Artifact(uri=str(folder)) for name, folder in folders.items()}
-    version = register_model.python_func(name="directions", recipe=RECIPE.model_dump(mode="json"), **inputs)
+    recipe = {**RECIPE.model_dump(mode="json"), "approval": {"required": approvals}}
+    version = register_model.python_func(name="directions", recipe=recipe, **inputs)
     assert isinstance(version, int)
     return version
 
@@ -131,6 +133,27 @@ def test_from_registration_to_champion_and_back(
     _serves("directions", read_manifest(tiny_model).content)
     with pytest.raises(RegistryError, match="rolled back"):
         deploy(2, other_model, data)
+
+
+def test_where_people_must_approve_the_alias_moves_after_check_and_approval(
+    tiny_model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ASSAY_PERSON", "submitter")
+    assert register(tiny_model, decide(tmp_path / "first", tiny_model), data, tmp_path, approvals=2) == 1
+    assert deploy(1, tiny_model, data) == 0
+    assert registry.champion("directions") is None
+    assert _aliases() == {"candidate": 1}
+    with monkeypatch.context() as patch:
+        patch.setattr(deploying, "check_parity", None)  # the check is on record
+        assert deploy(1, tiny_model, data) == 0
+    [waiting] = review.queue("directions")
+    assert (waiting.version, waiting.submitter) == (1, "submitter")
+    review.approve("directions", 1, "fine", Person("ann"))
+    assert _aliases() == {"candidate": 1}
+    review.approve("directions", 1, "fine", Person("bob"))
+    assert _aliases() == {"champion": 1}
+    assert deploy(1, tiny_model, data) == 1
+    assert verification.is_sound(verification.verify("directions"))
 
 
 def _repeat_is_cheap(candidate: Path, data: Path) -> None:

@@ -15,10 +15,11 @@ from assay.components.contracts.rows import Example, Message, Result, read_rows,
 from assay.components.evaluate.component import evaluate
 from assay.components.evaluate.evaluate import measure_arms
 from assay.components.shared import generate
-from assay.components.shared.measure import by_arm, choose_shots, find_metric, first_rows, tabulate
+from assay.components.shared.measure import by_arm, choose_shots, find_metric, first_rows, score_answers, tabulate
 from assay.components.shared.models import load_model, save_model
 from assay.components.shared.summary import read_summary
 from assay.components.shared.tasks.task import get_task
+from fixtures.chat_server import completion, serving
 
 TASK = get_task("medication_directions")
 SETTINGS = EvaluateSettings(few_shot=2, max_new_tokens=4, batch_size=4)
@@ -66,9 +67,11 @@ def no_champion(tmp_path: Path) -> Path:
     return folder
 
 
-def run(target: Path, data: Path, baseline: Path, candidate: Path, champion: Path, **stages: Path) -> Path:
+def run(
+    target: Path, data: Path, baseline: Path, candidate: Path, champion: Path, *, chosen: Any = SETTINGS, **stages: Path
+) -> Path:
     evaluate.python_func(
-        settings=SETTINGS.model_dump(mode="json"),
+        settings=chosen.model_dump(mode="json"),
         task="medication_directions",
         data=dsl.Dataset(uri=str(data)),
         baseline=dsl.Model(uri=str(baseline)),
@@ -192,3 +195,40 @@ def test_a_metric_counts_only_where_it_applies() -> None:
     assert tabulate(rows[:1], [find_metric(TASK.metrics, "near_miss", "")], 0.95) == {}
     with pytest.raises(RecipeError, match="no metric 'speed'"):
         find_metric(TASK.metrics, "speed", "select.metric")
+
+
+def test_a_model_behind_a_server_is_an_arm_like_the_others(
+    data: Path, tiny_model: Path, no_champion: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ASSAY_HOME", str(tmp_path / "home"))
+    known = {example.prompt[-1].content: example.reference for example in examples(10)}
+    with serving(lambda body: completion(known[body["messages"][-1]["content"]], tokens=7)) as server:
+        one = {"url": server.url, "model": "large-1"}
+        endpoints = [{**one, "name": "large"}, {**one, "name": "shown", "few_shot": True}]
+        chosen = EvaluateSettings.model_validate({**SETTINGS.model_dump(), "endpoints": endpoints})
+        digests = []
+        for name in ("first", "second"):
+            folder = run(tmp_path / name, data, tiny_model, tiny_model, no_champion, chosen=chosen)
+            digests.append([read_manifest(folder / part).digest for part in ("results", "summary")])
+    assert digests[0] == digests[1]
+    assert len(server.bodies) == 20  # the second run asked nothing
+    assert {len(body["messages"]) for body in server.bodies} == {2, 6}  # two worked examples, two turns each
+    arms = by_arm(read_rows(folder / "results" / "results.parquet", Result))
+    assert list(arms) == ["baseline", "few_shot", "candidate", "large", "shown"]
+    assert [row.example_id for row in arms["large"]] == [row.example_id for row in arms["baseline"]]
+    summary: Any = read_summary(folder / "summary")
+    assert summary.details["arms"]["large"]["exact"]["mean"] == 1.0
+    assert summary.details["endpoints"]["large"]["tokens"] == 70
+    assert summary.details["slices"].keys() >= {"safety=safe", "safety=unsafe"}
+    digest = read_manifest(folder / "results").metadata["arms"]["large"]
+    assert digest == summary.details["endpoints"]["large"]["digest"]
+
+
+def test_an_arm_without_confidence_has_no_brier_score(tmp_path: Path) -> None:
+    task = get_task("product_content")
+    label = next(iter(task.generate(1, seed=0)))["messages"][-1]["content"]
+    asked = Example(id="0", group="g", prompt=[Message(role="user", content="x")], reference=label)
+    (row,) = score_answers("large", task, [asked], [(label, None)])
+    assert row.scores["brier"] is None
+    assert tabulate([row], task.metrics, 0.95).keys() >= {"exact"}
+    assert "ece" not in tabulate([row], task.metrics, 0.95)

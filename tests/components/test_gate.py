@@ -6,20 +6,33 @@ from pathlib import Path
 import numpy as np
 import pytest
 from kfp import dsl
+from pydantic import ValidationError
 
 from assay.components.contracts.artifacts import read_manifest, seal
 from assay.components.contracts.errors import DataError, RecipeError
 from assay.components.contracts.metrics import Summary
-from assay.components.contracts.recipe import Criterion, GateSettings
+from assay.components.contracts.recipe import Criterion, GateSettings, SliceRule
 from assay.components.contracts.rows import Result, Verdict, write_rows
 from assay.components.gate.component import gate
-from assay.components.gate.decide import check_arms, decide, findings_of, group_by_arm, judged
+from assay.components.gate.decide import Finding, Scores, Turn, check_arms, group_by_arm, judged, slices_of, turn_of
+from assay.components.gate.decide import decide as decide_in_turn
+from assay.components.gate.decide import findings_of as findings_of_columns
+from assay.components.shared.looks import HeldOut, Look, Looks
 from assay.components.shared.summary import write_summary
 from assay.components.shared.tasks.task import get_task
 
 METRICS = get_task("medication_directions").metrics
 SETTINGS = GateSettings(min_examples=50)
+FIRST = Turn(1, 0.05)
 DIGESTS = {"baseline": "b", "candidate": "c", "champion": "h"}
+
+
+def findings_of(settings: GateSettings, metrics, arms) -> list[Finding]:
+    return findings_of_columns(settings, metrics, Scores.of(arms, metrics))
+
+
+def decide(*given, turn: Turn = FIRST):
+    return decide_in_turn(*given, turn)
 
 
 def results(arm: str, exact: list[float], near_miss: list[float | None] | None = None) -> list[Result]:
@@ -206,6 +219,123 @@ def test_supporting_findings_pass_together_and_decide_nothing():
     assert decide(settings, found, {"baseline": "b", "candidate": "c"}, 60, METRICS).decision == "promote"
 
 
+def first_model(misses: int, tier: str = "critical"):
+    """A first candidate whose base model misses every one of 174 unsafe directions."""
+    bound = Criterion(metric="near_miss", tier=tier, versus=["champion", "absolute"], bound=0.5)
+    settings = GateSettings(min_examples=50, criteria=[Criterion(metric="exact"), bound])
+    rows = [
+        *results("baseline", [0.0] * 400, [1.0] * 174 + [None] * 226),
+        *results("candidate", [1.0] * 400, [1.0] * misses + [0.0] * (174 - misses) + [None] * 226),
+    ]
+    findings = findings_of(settings, METRICS, group_by_arm(rows))
+    return findings, decide(settings, findings, {"baseline": "b", "candidate": "c"}, 400, METRICS)
+
+
+def test_a_ceiling_stops_a_first_model_that_only_beats_a_base_model_that_misses_everything():
+    findings, made = first_model(misses=66)
+    assert made.decision == "promote"
+    [bound] = [finding for finding in findings if finding.versus == "absolute"]
+    assert (bound.n, bound.reference, bound.passed) == (174, 0.5, True)
+    _, made = first_model(misses=120)
+    assert made.decision == "hold"
+    assert "Near misses is not below 0.5: 0.690 (90 % interval 0.627 to 0.747, n = 174)" in made.reason
+    _, made = first_model(misses=84)
+    assert made.decision == "inconclusive"
+    assert made.needed is not None
+    assert "is not shown to be below 0.5" in made.reason
+
+
+def sliced(parts: dict[str, tuple[int, int, int]], **rule):
+    """A candidate that is better overall, with slices of (examples, gained, lost) against a champion half right."""
+    rows = []
+    for arm in ("baseline", "champion", "candidate"):
+        place = 0
+        for label, (n, gained, lost) in parts.items():
+            for i in range(n):
+                champion = float(gained <= i < gained + lost + (n - gained - lost) // 2)
+                exact = {"baseline": 0.0, "champion": champion}.get(
+                    arm, 1.0 if i < gained else 0.0 if i < gained + lost else champion
+                )
+                [row] = results(arm, [exact])
+                own = {"example_id": f"{place:05}", "group": f"g{place}", "slices": [label]}
+                rows.append(row.model_copy(update=own))
+                place += 1
+    settings = GateSettings(
+        min_examples=50, slices=[SliceRule(**{"by": "flag", "metric": "exact", "versus": ["champion"], **rule})]
+    )
+    scores = Scores.of(group_by_arm(rows), METRICS)
+    found = slices_of(settings, METRICS, scores)
+    every = [*findings_of_columns(settings, METRICS, scores), *found]
+    return {one.slice: one for one in found}, decide(settings, every, DIGESTS, place, METRICS)
+
+
+def test_a_slice_that_is_shown_to_be_worse_holds_a_candidate_that_is_better_overall():
+    found, made = sliced({"flag=ok": (200, 80, 5), "flag=overdose": (60, 2, 30)})
+    assert made.decision == "hold"
+    assert "where flag=overdose is worse by more than 0.1 than the champion: 0.267 against 0.733" in made.reason
+    assert (found["flag=ok"].passed, found["flag=overdose"].passed) == (True, False)
+    assert found["flag=overdose"].difference == pytest.approx(-28 / 60)
+
+
+def test_a_slice_that_only_looks_worse_blocks_nothing():
+    # Four in forty lost: eight points, and as many again could be chance.
+    found, made = sliced({"flag=ok": (200, 80, 5), "flag=overdose": (40, 4, 10)})
+    assert found["flag=overdose"].difference == pytest.approx(-0.15)
+    assert (made.decision, found["flag=overdose"].passed) == ("promote", None)
+
+
+def test_a_slice_of_few_examples_is_shown_and_not_tested():
+    found, made = sliced({"flag=ok": (200, 80, 5), "flag=overdose": (20, 0, 20)}, min_examples=30)
+    assert (made.decision, found["flag=overdose"].passed) == ("promote", None)
+    assert found["flag=overdose"].note == "20 examples, and the policy asks for 30"
+
+
+def test_many_slices_are_held_to_alpha_together():
+    # Thirteen lost of thirty with none gained show a loss of more than 0.2 by themselves: p = 0.004, not below 0.05/20.
+    worse = {"flag=overdose": (30, 0, 13)}
+    found, made = sliced({"flag=ok": (400, 150, 5), **worse}, margin=0.2)
+    assert (made.decision, found["flag=overdose"].passed) == ("hold", False)
+    others = {f"flag={place}": (30, 10, 2) for place in range(20)}
+    found, made = sliced({"flag=ok": (400, 150, 5), **worse, **others}, margin=0.2)
+    assert (made.decision, found["flag=overdose"].passed) == ("promote", None)
+
+
+def test_slices_without_a_change_seldom_hold_a_candidate():
+    rng, held, fell = np.random.default_rng(8), 0, 0
+    settings = GateSettings(slices=[SliceRule(by="part", metric="exact", versus=["champion"], margin=0.0)])
+    places = {f"part={k}": np.arange(30 * k, 30 * (k + 1)) for k in range(20)}
+    for _ in range(100):
+        champion = (rng.random(600) < 0.6).astype(float)
+        candidate = np.where(rng.random(600) < 0.2, rng.permutation(champion), champion)
+        arms = {"candidate": {"exact": candidate}, "champion": {"exact": champion}}
+        found = slices_of(settings, METRICS, Scores(arms, None, places))
+        held += any(one.passed is False for one in found)
+        fell += any(one.difference <= -0.05 for one in found)
+    assert held <= 5 + 3 * 2.2  # α, and three standard errors
+    assert fell >= 90  # what a rule on means would hold
+
+
+def test_a_slice_that_there_is_not_is_named():
+    with pytest.raises(RecipeError, match="no held-out example has a slice 'colour'"):
+        sliced({"flag=ok": (60, 20, 0)}, by="colour")
+
+
+@pytest.mark.parametrize("bound", [0.0, 1.0, 2.0])
+def test_a_bound_that_asks_for_nothing_or_for_the_impossible_is_refused(bound):
+    settings = GateSettings(criteria=[Criterion(metric="near_miss", versus=["absolute"], bound=bound)])
+    with pytest.raises(RecipeError, match="asks for nothing or for the impossible"):
+        findings_of(settings, METRICS, group_by_arm([*results("baseline", [0.0]), *results("candidate", [1.0])]))
+
+
+def test_a_bound_and_absolute_go_together():
+    for wrong in ({"versus": ["absolute"]}, {"bound": 0.5}):
+        with pytest.raises(ValidationError, match="go together"):
+            Criterion(metric="near_miss", **wrong)
+    kept = Criterion(metric="near_miss", versus=["absolute"], bound=0.5)
+    assert Criterion.model_validate(kept.model_dump(mode="json")) == kept
+    assert "bound" not in Criterion(metric="exact").model_dump(mode="json")  # the IR's constants have no null
+
+
 def test_a_metric_the_task_has_not_is_named():
     settings = GateSettings(criteria=[Criterion(metric="bleu")])
     with pytest.raises(RecipeError, match="bleu"):
@@ -228,6 +358,43 @@ def test_a_judge_below_its_floor_cannot_decide():
     made = decide(settings, [doubted], {"baseline": "b", "candidate": "c"}, 100, METRICS)
     assert (made.decision, made.needed) == ("inconclusive", None)
     assert "below its floor" in made.reason
+
+
+def write_looks(folder: Path, held_out: HeldOut, promoted: list[bool]) -> None:
+    earlier = [Look(candidate="d", promoted=won) for won in promoted]
+    folder.mkdir(parents=True)
+    (folder / "looks.json").write_text(Looks(held_out=held_out, earlier=earlier).model_dump_json())
+    seal(folder, "looks")
+
+
+def test_what_passes_at_first_is_open_at_a_later_look():
+    champion, candidate = [1.0] * 10 + [0.0] * 90, [0.0] * 2 + [1.0] * 18 + [0.0] * 80  # 10 gained, 2 lost: p = 0.019
+    grouped = group_by_arm([*results("baseline", champion), *results("candidate", candidate)])
+    held_out, made = HeldOut.of(["x"]), []
+    for earlier in (0, 1):
+        looks = Looks(held_out=held_out, earlier=[Look(candidate="d", promoted=False)] * earlier)
+        turn = turn_of(SETTINGS, looks, held_out)
+        findings = findings_of(SETTINGS.model_copy(update={"alpha": turn.level}), METRICS, grouped)
+        made.append(decide(SETTINGS, findings, {"baseline": "b", "candidate": "c"}, 100, METRICS, turn=turn))
+    assert [one.decision for one in made] == ["promote", "inconclusive"]
+    assert "decision 2 on these examples, at level 0.0076" in made[1].reason
+
+
+def test_examples_that_answered_all_planned_questions_promote_nothing_more():
+    settings = SETTINGS.model_copy(update={"looks": 2})
+    held_out = HeldOut.of(["x"])
+    looks = Looks(held_out=held_out, earlier=[Look(candidate="d", promoted=False)] * 2)
+    turn = turn_of(settings, looks, held_out)
+    grouped = group_by_arm([*results("baseline", [0.0] * 100), *results("candidate", [1.0] * 100)])
+    findings = findings_of(settings, METRICS, grouped)
+    made = decide(settings, findings, {"baseline": "b", "candidate": "c"}, 100, METRICS, turn=turn)
+    assert (turn, made.decision, made.needed) == ((3, 0.0), "inconclusive", None)
+    assert "2 decisions were taken on these held-out examples" in made.reason
+
+
+def test_looks_that_were_counted_for_other_examples_are_refused():
+    with pytest.raises(DataError, match="counted for other examples"):
+        turn_of(SETTINGS, Looks(held_out=HeldOut.of(["x"]), earlier=[]), HeldOut.of(["y"]))
 
 
 def test_labels_overrule_a_judge_that_flatters():
@@ -259,6 +426,8 @@ def test_the_wire_writes_the_record_on_both_branches(tmp_path: Path):
         seal(folder / "results", "results", metadata={"arms": {"baseline": "b", "candidate": "c"}})
         write_rows(folder / "verdicts" / "verdicts.parquet", verdicts(3, 1), Verdict)
         seal(folder / "verdicts", "verdicts")
+        held_out = HeldOut.of(f"{i:05}" for i in range(100))
+        write_looks(folder / "looks", held_out, [False, False])
         judging = dsl.Metrics(uri=str(folder / "judging"))
         write_summary(judging, Summary(step="judge", headline="-", details={"may_decide": False}))
         out = dsl.Artifact(uri=str(folder / "decision"))
@@ -268,12 +437,17 @@ def test_the_wire_writes_the_record_on_both_branches(tmp_path: Path):
             results=dsl.Dataset(uri=str(folder / "results")),
             verdicts=dsl.Dataset(uri=str(folder / "verdicts")),
             judging=judging,
+            looks=dsl.Artifact(uri=str(folder / "looks")),
             decision=out,
             summary=dsl.Metrics(uri=str(folder / "summary")),
         )
         record = json.loads((Path(out.path) / "decision.json").read_text())
         assert passed is wanted
-        assert read_manifest(out.path, "decision").parents.keys() == {"results", "verdicts", "judging"}
+        assert read_manifest(out.path, "decision").parents.keys() == {"results", "verdicts", "judging", "looks"}
         assert record["examples"] == 100
         assert record["arms"]["candidate"]["exact"]["n"] == 100
         assert record["decision"] == ("promote" if wanted else "inconclusive")
+        assert (record["look"], record["alpha"]) == (3, 0.05)
+        assert record["level"] == record["criteria"][0]["alpha"] == pytest.approx(0.05 * 6 / (3 * np.pi) ** 2)
+        assert HeldOut.model_validate(record["held_out"]) == held_out
+        assert "decision 3 on these examples, at level 0.0034" in record["reason"]

@@ -13,6 +13,7 @@ from assay.components.contracts.errors import ModelError
 from assay.components.shared.models import (
     check_model,
     count_parameters,
+    dither,
     load_model,
     load_tokenizer,
     model_digest,
@@ -60,6 +61,32 @@ def test_changed_weights_change_the_digest(tiny_model: Path, tiny_tokenizer: Any
         model.model.norm.weight[0] += 1
     save_model(model, tiny_tokenizer, tmp_path)
     assert model_digest(tmp_path) != model_digest(tiny_model)
+
+
+def test_dither_leaves_what_bf16_holds_and_rounds_the_rest_in_proportion() -> None:
+    held = torch.randn(4096, generator=torch.Generator().manual_seed(1)).bfloat16().float()
+    held[:3] = torch.tensor([0.0, -1.0, 2.0**-100])
+    moved = held.clone()
+    dither(moved, torch.Generator().manual_seed(0))
+    assert torch.equal(moved.bfloat16().float(), held)
+    assert (moved != held).float().mean() > 0.99
+    quarter = torch.full((100_000,), 1 + 2**-7 / 4)  # a quarter of the way from 1 to the next number of bf16
+    dither(quarter, torch.Generator().manual_seed(0))
+    up = (quarter.bfloat16() > 1).float().mean().item()
+    assert up == pytest.approx(0.25, abs=4 * (0.25 * 0.75 / 100_000) ** 0.5)
+
+
+def test_a_change_below_bf16s_steps_is_saved_in_the_mean(tiny_model: Path, tiny_tokenizer: Any, tmp_path: Path) -> None:
+    means = {}
+    before = load_model(tiny_model).model.layers[0].mlp.up_proj.weight
+    for dithered in (False, True):
+        model = load_model(tiny_model)
+        model.model.layers[0].mlp.up_proj.weight.data *= 1 + 2**-11
+        save_model(model, tiny_tokenizer, tmp_path / str(dithered), dithered=dithered)
+        saved = load_model(tmp_path / str(dithered)).model.layers[0].mlp.up_proj.weight
+        means[dithered] = float((saved.detach().abs().sum() / before.detach().abs().sum() - 1) * 2**11)
+    assert means[False] == 0, "rounded to the nearest, nothing of it is left"
+    assert means[True] == pytest.approx(1, abs=0.25)
 
 
 @pytest.mark.parametrize(

@@ -5,17 +5,19 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pytest
 
-from assay.components.contracts.artifacts import read_manifest
+from assay.components.contracts.artifacts import read_manifest, sha256_file
 from assay.components.contracts.errors import DataError, RegistryError
 from assay.components.register_model import register
 from assay.components.register_model.register import flatten, metrics_of
 from assay.components.shared import registry, tracking
+from assay.components.shared.dossier import read_dossier
 from fixtures.attempts import RECIPE, Attempt
 
 
@@ -67,11 +69,62 @@ def test_a_version_carries_its_files_and_all_of_its_evidence(tmp_path: Path, cli
     folder = Path(mlflow.artifacts.download_artifacts("models:/full@candidate", dst_path=str(tmp_path / "download")))
     assert (folder / "model.safetensors").read_text() == "weights"
     card = (folder / "README.md").read_text()
-    for words in ("not clinical advice", "| candidate | exact | 0.9 | [0.8, 0.95] | 40 |", "| test | 40 |", "passed"):
+    headings = ("Intended use", "Data", "Evaluation", "Limits", "Licence", "How to verify", "Lineage")
+    assert all(f"\n## {heading}" in card for heading in headings)
+    for words in (
+        "not clinical advice",
+        "assay verify directions",
+        "| candidate | exact | 0.9 | [0.8, 0.95] | 40 |",
+        "| test | 40 |",
+        "passed",
+    ):
         assert words in card
     signature = mlflow.models.get_model_info("models:/full/1").signature
     assert "messages" in signature.inputs.input_names()
     assert registry.read_model(attempt.content).content == attempt.content
+
+
+def test_the_bill_of_materials_names_files_data_and_libraries(tmp_path: Path, home: Path) -> None:
+    attempt = Attempt(tmp_path, "weights with a bill")
+    attempt.register("bill")
+    [path] = (home / "artifacts" / "bill").rglob("sbom.cdx.json")
+    bill = json.loads(path.read_text())
+    assert (bill["bomFormat"], bill["specVersion"]) == ("CycloneDX", "1.6")
+    model = bill["metadata"]["component"]
+    assert (model["type"], model["version"]) == ("machine-learning-model", attempt.content)
+    candidate = read_manifest(tmp_path / "model")
+    hashes = {file["name"]: file["hashes"][0]["content"] for file in model["components"]}
+    assert hashes == {name: entry.sha256 for name, entry in candidate.files.items()}
+    by_ref = {part["bom-ref"]: part for part in bill["components"]}
+    assert by_ref["data"]["version"] == read_manifest(tmp_path / "data").digest
+    assert by_ref["data"]["data"] == [
+        {"type": "dataset", "name": "sft (20 rows)"},
+        {"type": "dataset", "name": "test (40 rows)"},
+    ]
+    assert f"pkg:pypi/torch@{installed('torch')}" in by_ref
+    assert f"pkg:pypi/numpy@{installed('numpy')}" in by_ref
+    assert not any(ref.startswith("pkg:pypi/pytest@") for ref in by_ref)  # of no use to a model
+    assert set(bill["dependencies"][0]["dependsOn"]) == set(by_ref)
+    assert len(by_ref) == len(bill["components"])
+    rate = model["modelCard"]["quantitativeAnalysis"]["performanceMetrics"][1]
+    assert rate["confidenceInterval"] == {"lowerBound": "0.8", "upperBound": "0.95"}
+    again = Attempt(tmp_path / "again", "weights with a bill")
+    again.register("bill-again")
+    [other] = (home / "artifacts" / "bill-again").rglob("sbom.cdx.json")
+    assert other.read_bytes() == path.read_bytes()
+    entry = registry.registered("bill", version=1)
+    assert entry is not None
+    assert read_dossier(entry.evidence).files["sbom.cdx.json"] == sha256_file(path)
+
+
+def test_the_bill_of_materials_fits_the_specification(tmp_path: Path, home: Path) -> None:
+    validation = pytest.importorskip("cyclonedx.validation.json", reason="cyclonedx-python-lib holds the schema")
+    from cyclonedx.schema import SchemaVersion
+
+    Attempt(tmp_path, "weights that fit").register("fits")
+    [path] = (home / "artifacts" / "fits").rglob("sbom.cdx.json")
+    validator = validation.JsonStrictValidator(SchemaVersion.V1_6)
+    assert validator.validate_str(path.read_text()) is None
 
 
 def test_the_embedded_store_has_a_write_ahead_log_and_no_second_copy(tmp_path: Path, home: Path) -> None:
@@ -97,7 +150,7 @@ def test_files_are_uploaded_where_the_store_is_no_folder_of_this_machine(
     [logged] = (home / "artifacts" / "upload").rglob("model.safetensors")
     assert not logged.samefile(kept / "model.safetensors")
     names = {path.name for path in logged.parent.iterdir()}
-    assert names == {path.name for path in kept.iterdir()} | {"README.md", "MLmodel", "decision.json"}
+    assert names == {path.name for path in kept.iterdir()} | {"README.md", "MLmodel", "decision.json", "sbom.cdx.json"}
 
 
 def test_the_same_bytes_are_the_same_version_without_mlflow(tmp_path: Path) -> None:
@@ -223,7 +276,7 @@ def test_a_registry_on_s3_beside_a_tracking_store_of_the_team(
     assert aliases("s3") == {"champion": 1}
     monkeypatch.setenv("ASSAY_HOME", str(tmp_path / "another machine"))
     assert (registry.model_folder(attempt.content) / "model.safetensors").read_text() == "weights"
-    assert registry.verify("s3") == 2
+    assert len(registry.history("s3")) == 2
 
 
 def test_two_runs_that_register_the_same_bytes_at_once_get_one_version(

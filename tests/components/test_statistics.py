@@ -5,6 +5,10 @@ import pytest
 
 from assay.components.shared.statistics import (
     Counts,
+    bound_test,
+    clopper_pearson,
+    examples_to_show,
+    examples_to_tell,
     holm,
     mcnemar,
     mean_interval,
@@ -191,3 +195,80 @@ def test_the_order_of_the_rows_changes_nothing():
 def test_holm_steps_down():
     assert holm([0.01, 0.04, 0.03], 0.05) == [True, False, False]
     assert holm([0.01, 0.02, 0.04], 0.05) == [True, True, True]
+
+
+def test_clopper_and_pearson_agree_with_statsmodels():
+    from statsmodels.stats.proportion import proportion_confint
+
+    for successes, n in ((0, 10), (3, 10), (10, 10), (66, 174)):
+        expected = proportion_confint(successes, n, 0.10, method="beta")
+        assert clopper_pearson(successes, n, 0.90) == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_bound_is_a_ceiling_or_a_floor_as_the_metric_points():
+    from scipy.stats import binom
+
+    few = [1.0] * 66 + [0.0] * 108
+    ceiling = bound_test(few, 0.5, better="lower")
+    assert ceiling.passed is True
+    assert ceiling.p_value == pytest.approx(binom.cdf(66, 174, 0.5))
+    assert (ceiling.candidate, ceiling.reference) == (pytest.approx(66 / 174), 0.5)
+    assert ceiling.difference.mean == pytest.approx(0.5 - 66 / 174)
+    assert bound_test(few, 0.5, better="higher").passed is False
+    assert bound_test(few, 0.4, better="lower").passed is None  # 0.379 is below 0.4, and the data do not show it
+    assert bound_test(few, 0.4, better="lower").needed > 174
+    assert bound_test([1.0 - value for value in few], 0.5, better="higher").p_value == ceiling.p_value
+
+
+def test_a_bound_without_a_single_failure_is_the_rule_of_three():
+    assert bound_test([0.0] * 598, 0.005, better="lower").passed is True  # 0.995^598 = 0.0499
+    assert bound_test([0.0] * 597, 0.005, better="lower").passed is None
+    assert bound_test([None, None], 0.5, better="lower").difference.n == 0
+
+
+def test_a_bound_passes_just_when_its_interval_is_on_the_right_side():
+    for failures in range(41):
+        tested = bound_test([1.0] * failures + [0.0] * (40 - failures), 0.3, better="lower")
+        assert (tested.passed is True) == (tested.difference.low >= 0)
+        assert (tested.passed is False) == (tested.difference.high <= 0)
+
+
+def test_a_bound_on_rows_of_one_cluster_keeps_its_level():
+    # Each row taken for a draw of its own would pass far too often.
+    rng, together, alone = np.random.default_rng(7), 0, 0
+    keys = [row // 5 for row in range(200)]
+    for _ in range(400):
+        values = np.repeat((rng.random(40) < 0.3).astype(float), 5)
+        together += bound_test(values, 0.3, better="lower", clusters=keys).passed is True
+        alone += bound_test(values, 0.3, better="lower").passed is True
+    assert together / 400 <= 0.05
+    assert alone / 400 > 0.15
+
+
+def test_a_rating_of_ones_and_zeros_is_not_taken_for_a_proportion():
+    ones = [1.0] * 30 + [0.0] * 10
+    assert mean_interval(ones, high=5.0).high > 1  # a rating of 5 was not seen and is possible
+    share, rating = (paired_test(ones, ones, better="higher", high=high).difference for high in (1.0, 5.0))
+    assert rating.high > share.high
+
+
+def test_a_small_level_draws_more():
+    # Six of a hundred break from 0.9 to 0: the bound at a level of 1/10,000 must not be the least of 10,000 draws.
+    candidate, reference = [0.0] * 6 + [0.9] * 94, [0.9] * 100
+    tested = paired_test(candidate, reference, better="higher", test="non_inferiority", margin=0.3, alpha=1e-4)
+    assert tested.passed is True
+    assert tested.p_value < 1e-4
+
+
+def test_examples_to_show_have_the_power_they_promise_and_never_fewer_than_mcnemar_needs():
+    rng, n = np.random.default_rng(3), examples_to_show(0.1, 0.05)
+    shown = sum(paired_test(*pairs(rng, n, 0.05, 0.15), better="higher").passed is True for _ in range(600))
+    assert shown / 600 > 0.8 - 0.15  # the exact test is a little weaker than the approximation it is planned by
+    assert examples_to_show(1.0, 0.05) == 5  # 1/32 is the first power of a half below 0.05
+
+
+def test_examples_to_tell_end_an_open_question():
+    n = examples_to_tell(0.83, 0.8, 0.05)
+    assert n is not None
+    assert proportion(0.83 * n, n, 0.90).low > 0.8
+    assert examples_to_tell(0.8, 0.8, 0.05) is None

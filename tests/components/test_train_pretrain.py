@@ -19,9 +19,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "fixtures"))
 import train_step
 from train_step import SETTINGS
 
-from assay.components.contracts.artifacts import read_manifest
+from assay.components.contracts.artifacts import read_manifest, seal
 from assay.components.contracts.errors import DataError, TrainingError
 from assay.components.contracts.recipe import PretrainSettings
+from assay.components.contracts.rows import Example, Message, write_rows
 from assay.components.shared import training
 from assay.components.shared.models import load_model
 from assay.components.shared.summary import read_summary
@@ -233,6 +234,22 @@ def test_a_model_that_forgets_too_much_is_left_out_and_the_base_goes_on(tiny_mod
     assert read_manifest(tmp_path / "model", "model") == read_manifest(tiny_model, "model")
 
 
+def held_out(folder: Path, question: str) -> Path:
+    """Splits of which the test asks what a document of the corpus says."""
+    for split, text in (("validation", "something else"), ("test", question)):
+        row = Example(id=split, group=split, prompt=[Message(role="user", content=text)], reference="x")
+        write_rows(folder / f"{split}.parquet", [row], Example)
+    seal(folder, "splits")
+    return folder
+
+
+def test_documents_that_hold_a_held_out_row_are_left_out(tmp_path: Path) -> None:
+    question = " ".join(f"word{place}" for place in range(20))
+    documents = ["a chapter", f"Before. {question} After.", "another chapter"]
+    data = held_out(tmp_path / "data", question.upper())
+    assert pretrain.without_held_out(documents, str(data)) == (["a chapter", "another chapter"], 1)
+
+
 def test_general_text_of_ones_own_is_measured_instead_of_samples(tiny_model: Path, tmp_path: Path) -> None:
     text = train_step.data_for("pretrain", tmp_path / "text", count=16)
     general = write(tmp_path / "general.txt", "\n\n".join(f"The weather of day {day} is fair." for day in range(12)))
@@ -252,7 +269,11 @@ def test_general_text_of_ones_own_is_measured_instead_of_samples(tiny_model: Pat
         summary=dsl.Metrics(uri=str(tmp_path / "summary")),
         verdict=dsl.Metrics(uri=str(tmp_path / "verdict")),
         general=dsl.Dataset(uri=str(general)),
+        data=dsl.Dataset(uri=str(held_out(tmp_path / "data", corpus.read_documents(text)[0][0]))),
     )
+    told: Any = read_summary(tmp_path / "summary")
+    assert told.details["dropped"]["contaminated_documents"] == 1
+    assert "data" in read_manifest(tmp_path / "summary").parents
     assert "general" in read_summary(tmp_path / "verdict").headline
     with pytest.raises(DataError, match="2 documents to measure, and 4 are wanted"):
         pretrain.general_text(settings, 0, str(tiny_model), str(write(tmp_path / "two.txt", "one\n\ntwo")))

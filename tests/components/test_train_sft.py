@@ -15,13 +15,14 @@ from train_step import SETTINGS, examples
 
 from assay.components.contracts.artifacts import read_manifest
 from assay.components.contracts.errors import DataError, TrainingError
-from assay.components.contracts.recipe import SFTSettings
+from assay.components.contracts.recipe import Recipe, SFTSettings
 from assay.components.contracts.rows import Message
 from assay.components.shared import training
 from assay.components.shared.models import load_model
 from assay.components.shared.summary import read_seconds, read_summary
 from assay.components.train_sft import sft
 
+RECIPES = Path(__file__).parents[2] / "pipelines" / "recipes"
 TINY = SFTSettings(**SETTINGS["sft"], precision="fp32")
 
 
@@ -130,15 +131,45 @@ def test_four_bits_want_a_gpu_and_are_papers(tiny_model: Path) -> None:
     assert training.adapter(SFTSettings(method="qlora")).target_modules == "all-linear"
 
 
+@pytest.mark.parametrize(
+    ("asked", "package"), [({"fused_kernels": True}, "liger_kernel"), ({"flash_attention": True}, "flash_attn")]
+)
+def test_kernels_of_a_gpu_are_asked_for_and_refused_where_they_are_not(
+    asked: dict[str, bool], package: str, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = SFTSettings(**asked)  # type: ignore[arg-type]
+    with pytest.raises(TrainingError, match="on a GPU only") as error:
+        training.load_trainable(tiny_model, settings)
+    assert error.value.where == f"{next(iter(asked))}: true"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(TrainingError, match=f"{package} is not installed"):
+        training.load_trainable(tiny_model, settings)
+    monkeypatch.setattr(training, "find_spec", lambda name: True)
+    if "flash_attention" in asked:  # transformers itself is asked for it, and finds that it is not there
+        with pytest.raises(ImportError, match="FlashAttention2"):
+            training.load_trainable(tiny_model, settings)
+    else:
+        arguments = training.arguments(settings, 0)
+        assert arguments["use_liger_kernel"]
+        assert arguments["liger_kernel_config"] == {"fused_linear_cross_entropy": False}
+
+
+def test_the_gpu_profile_asks_for_them_and_packs() -> None:
+    sft = Recipe.load(RECIPES / "medication-directions.yaml", "gpu").sft
+    assert sft is not None
+    assert (sft.fused_kernels, sft.flash_attention, sft.packing) == (True, True, True)
+    with pytest.raises(ValueError, match="say flash_attention: true"):
+        SFTSettings(packing=True)
+
+
 def test_no_example_that_fits_is_an_error(tiny_tokenizer: Any) -> None:
     with pytest.raises(DataError, match="none of the 3 examples fits into 20 tokens"):
         sft.tokenize(examples(3), tiny_tokenizer, 20)
 
 
 def test_the_recipe_reaches_trl(tiny_model: Path) -> None:
-    settings = TINY.model_copy(update={"method": "lora", "gradient_checkpointing": True, "packing": True})
+    settings = TINY.model_copy(update={"method": "lora", "gradient_checkpointing": True})
     trainer, _, _ = trainer_on(tiny_model, settings)
-    assert trainer.args.packing
     assert trainer.args.gradient_checkpointing
     assert trainer.args.max_length == 256
     assert trainer.model.peft_config["default"].r == settings.lora_rank

@@ -409,6 +409,20 @@ def test_arguments_follow_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert training.arguments(SFTSettings(device="cpu"), 7)["use_cpu"]
 
 
+def test_weights_that_products_round_are_dithered_and_compute_as_before(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "multiplies_bf16", lambda: True)
+    stored = load_model(tiny_model)
+    model, _ = training.load_trainable(tiny_model, TrainSettings(frozen_layers=1))
+    plain, _ = training.load_trainable(tiny_model, TrainSettings(frozen_layers=1, precision="fp32"))
+    for (name, old), now, same in zip(stored.named_parameters(), model.parameters(), plain.parameters(), strict=True):
+        moves = now.requires_grad and now.ndim == 2
+        assert torch.equal(now, old) != moves, name
+        assert torch.equal(now.bfloat16().float(), old), name
+        assert torch.equal(same, old), name
+
+
 def test_a_gpu_that_is_not_there_is_told() -> None:
     with pytest.raises(TrainingError, match="there is no GPU"):
         training.device(TrainSettings(device="cuda"))

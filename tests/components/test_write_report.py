@@ -1,6 +1,7 @@
 import json
 import math
 import random
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -135,12 +136,24 @@ class Fixture:
             "needed": None if passed is not None else 900,
         }
 
+    def _slices(self, versus: str) -> list[dict[str, Any]]:
+        found = []
+        for place, label in enumerate(sorted({label for example in self.examples for label in example.slices})):
+            one = self._criterion("exact", "slice", versus, "non_inferiority", 0.1, (True, None, False)[place % 3])
+            few = "12 examples, and the policy asks for 30" if place == 1 else ""
+            found.append(one | {"slice": label, "needed": None, "note": few})
+        return found
+
     def _decision(self, verdict: str) -> None:
         rest = {"promote": True, "hold": False, "inconclusive": None}[verdict]
         criteria = [
             self._criterion("exact", "primary", "baseline", "superiority", 0.0, True),
             self._criterion("near_miss", "critical", "baseline", "non_inferiority", 0.02, True),
         ]
+        missed = table(self.rows["candidate"])["near_miss"]["mean"]
+        bound = {"versus": "absolute", "test": "bound", "reference": 0.5, "difference": 0.5 - missed}
+        bound |= {"margin": 0.0, "low": 0.5 - missed - 0.08, "high": 0.5 - missed + 0.08, "p_value": 0.0001}
+        criteria.append(criteria[1] | bound)
         if "champion" in self.rows:
             criteria += [
                 self._criterion("exact", "primary", "champion", "superiority", 0.0, rest),
@@ -162,7 +175,10 @@ class Fixture:
             "baseline": DIGESTS["baseline"],
             "examples": len(self.examples),
             "alpha": 0.05,
+            "look": 3,
+            "level": 0.0034,
             "criteria": criteria,
+            "slices": self._slices("champion" if "champion" in self.rows else "baseline"),
             "judge": {},
             "arms": {arm: table(rows) for arm, rows in self.rows.items()},
             "policy": GateSettings(criteria=[Criterion(metric="exact")]).model_dump(mode="json"),
@@ -470,6 +486,16 @@ def test_gains_point_right_whichever_way_a_metric_is_better(run: Fixture) -> Non
     assert f"+{100 * harm['difference']:.1f}" in Page(run.render()).text
 
 
+def test_the_gate_shows_bounds_slices_and_which_look_it_is(run: Fixture) -> None:
+    text = Page(run.render()).text
+    assert "Against the bound" in text
+    assert "below the bound" in text
+    assert "Slices against the champion" in text
+    assert "too few" in text
+    assert "this is decision 3, at 0.0034" in text
+    assert "99.3% interval must lie right" in text
+
+
 def test_axes_and_words() -> None:
     assert [figures.round_up(value) for value in (0.0, 0.03, 0.21, 0.6, 7)] == pytest.approx([1, 0.05, 0.25, 1, 10])
     assert figures.ticks(-0.1, 0.3, 4) == [-0.1, 0.0, 0.1, 0.2, 0.3]
@@ -493,6 +519,13 @@ def test_a_reward_model_stands_before_rl_with_its_curve_and_pairs(tmp_path: Path
         assert words in page.text
     assert page.text.index("of 40 held-out pairs") < page.text.index("16 steps, loss")  # RL's headline
     assert "Select after reward model" not in page.text
+
+
+def test_the_page_says_what_would_suffice(tmp_path: Path) -> None:
+    page = Fixture(tmp_path).render()
+    (told,) = re.findall(r"<b>What would suffice:</b> (.*?)</p>", page)
+    assert told.startswith("Reinforcement learning (511 prompts). rl: exact 0.921")
+    assert "(as it took in this run, after sft)" in told  # preference was left out
 
 
 def test_an_encoders_curve_is_not_called_one_of_pairs(tmp_path: Path) -> None:

@@ -58,6 +58,40 @@ def test_a_decision_has_its_words_and_its_exit_code(tmp_path, capsys, decision, 
     assert ("assay serve lamps" in printed) == bool(version)
 
 
+def test_what_the_gate_found_is_a_table(tmp_path):
+    made = decide(tmp_path, "hold")
+    finding = {
+        "metric": "exact",
+        "tier": "primary",
+        "versus": "champion",
+        "test": "non_inferiority",
+        "margin": 0.05,
+        "n": 400,
+        "candidate": 0.61,
+        "reference": 0.5,
+        "difference": 0.11,
+        "low": 0.07,
+        "high": 0.15,
+        "p_value": 0.00002,
+        "passed": True,
+    }
+    bound = finding | {"metric": "near_miss", "test": "bound", "versus": "absolute", "passed": None, "p_value": 0.2}
+    slices = [
+        finding | {"tier": "slice", "slice": f"flag={flag}", "passed": passed}
+        for flag, passed in (("ok", None), ("overdose", False))
+    ]
+    path = store.task_folder(tmp_path, RUN, "gate") / "outputs" / "decision" / "decision.json"
+    record = json.loads(path.read_text()) | {"criteria": [finding, bound], "slices": slices}
+    path.write_text(json.dumps(record))
+    lines = [line.split() for line in outcome.words(outcome.read(tmp_path, made)).splitlines()]
+    table = [line for line in lines if line and line[0] in ("pass", "open", "fail")]
+    assert [line[0] for line in table] == ["pass", "open", "fail"]  # of the slices the one that is worse
+    assert table[0][1:5] == ["exact", "(primary)", "champion,", "-0.05"]
+    assert table[0][5:] == ["0.500", "0.610", "+0.110", "+0.070", "to", "+0.150", "<0.001", "400"]
+    assert table[1][3] == "bound"
+    assert "flag=overdose)" in table[2]
+
+
 def test_the_report_opens_in_a_browser_and_is_asked_for_twice(tmp_path):
     made = decide(tmp_path, "hold")
     assert outcome.report(tmp_path, made) == outcome.report(tmp_path, made)

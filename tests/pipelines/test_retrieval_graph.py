@@ -122,7 +122,9 @@ def test_the_steps_of_the_graph_fit_together(base_model: Path, tmp_path: Path, m
     given = {"settings": settings["embedding"], "task": recipe.task, "seed": 0}
     train_embedding.python_func(base=base, data=data, model=candidate, summary=learned, **given)
     champion = at("champion", dsl.Model)
-    find_champion.python_func(name=recipe.name, candidate=candidate, champion=champion)
+    looks = at("looks", dsl.Artifact)
+    asked = {"policy": settings["gate"], "evaluation": settings["evaluate"]}
+    find_champion.python_func(name=recipe.name, candidate=candidate, data=data, champion=champion, looks=looks, **asked)
     results, measured = at("results"), at("evaluation", dsl.Metrics)
     evaluate_retrieval.python_func(
         settings=settings["evaluate"],
@@ -138,7 +140,7 @@ def test_the_steps_of_the_graph_fit_together(base_model: Path, tmp_path: Path, m
     given = {"settings": settings["judge"], "task": recipe.task, "data": data, "results": results}
     judge.python_func(model=base, verdicts=verdicts, summary=judging, **given)
     decision, decided = at("decision", dsl.Artifact), at("decided", dsl.Metrics)
-    given = {"settings": settings["gate"], "task": recipe.task, "results": results}
+    given = {"settings": settings["gate"], "task": recipe.task, "results": results, "looks": looks}
     assert gate.python_func(verdicts=verdicts, judging=judging, decision=decision, summary=decided, **given) is True
     whole = recipe.model_dump(mode="json")
     version = register_model.python_func(

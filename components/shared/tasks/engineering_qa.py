@@ -10,21 +10,19 @@ follows from the expert's own answer to that question (`reward`), and no person 
 import json
 import math
 import random
-import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ...contracts.errors import RecipeError
 from ...contracts.metrics import Metric
 from ...contracts.rows import Message
+from ..metrics import token_f1, words
 from ..similarity import package_folder, similarity
 
 SYSTEM = "Answer the question about building and renovation in two or three plain sentences."
 """Of four that were tried on the base model the one under which it does best: a weak prompt makes any training shine.
 Similarity on 16 questions: this 0.34, "a helpful assistant" 0.33, none 0.25, "a building engineer in Sweden" 0.16."""
 PACKAGE, FILE = "zaragoza_construction_faq", "data/faq-en.jsonl"
-WORD = re.compile(r"[^\W_]+")
 LENGTH = 2.0
 """An answer is of the right length if it is at most so many times as long as the expert's, and as short."""
 CUT = 0.5
@@ -118,16 +116,9 @@ class EngineeringQA:
 TASK = EngineeringQA()
 
 
-def words(text: str) -> list[str]:
-    """Return the words of a text, in lower case."""
-    return WORD.findall(text.lower())
-
-
 def overlap(one: str, other: str) -> float:
-    """Return the F1 of two texts' words, each counted as often as it stands in both; 0 where either has none."""
-    left, right = Counter(words(one)), Counter(words(other))
-    shared = (left & right).total()
-    return 2 * shared / (left.total() + right.total()) if shared else 0.0
+    """Return the F1 of two texts' words; 0 where either has none."""
+    return token_f1(one, other, words) if words(one) else 0.0
 
 
 def length_ratio(response: str, reference: str) -> float:

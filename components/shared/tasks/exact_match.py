@@ -1,12 +1,12 @@
 """A user's own questions with one right answer each: an answer is right if it equals the reference in normal form."""
 
-import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ...contracts.errors import RecipeError
 from ...contracts.metrics import Metric
 from ...contracts.rows import Message
+from ..metrics import exact_match, normalise
 
 
 class ExactMatch:
@@ -36,11 +36,11 @@ class ExactMatch:
 
     def score(self, response: str, reference: str) -> dict[str, float | None]:
         """Return `exact`: 1 or 0."""
-        return {"exact": float(normalise(response) == normalise(reference))}
+        return {"exact": exact_match(response, reference)}
 
     def reward(self, response: str, reference: str, finished: bool = True) -> float:
         """Return 1 for a right answer that ended by itself, else 0."""
-        return float(finished and normalise(response) == normalise(reference))
+        return exact_match(response, reference) if finished else 0.0
 
     def generate(self, rows: int, seed: int) -> Iterator[dict[str, Any]]:
         """Refuse: nothing is known of the questions.
@@ -56,8 +56,3 @@ class ExactMatch:
 
 
 TASK = ExactMatch()
-
-
-def normalise(text: str) -> str:
-    """Return the text with Unicode width (NFKC), case and runs of white space folded."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())

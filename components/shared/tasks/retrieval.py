@@ -12,13 +12,13 @@ that no passage of a test question was trained on; `group` joins more of them, s
 """
 
 import re
-import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ...contracts.errors import DataError, RecipeError
 from ...contracts.metrics import Metric
 from ...contracts.rows import Message
+from .. import metrics
 
 QUANTITY = re.compile(r"\b(\d+(?:\.\d+)?) ?(%|°c|[a-z]+)")
 """A number and its unit in a normalised text."""
@@ -116,5 +116,4 @@ def answers(response: str, reference: str) -> bool:
 
 def normalise(text: str) -> str:
     """Return the text with Unicode width (NFKC), case and runs of white space folded, and without thousands' commas."""
-    folded = re.sub(r"(?<=\d),(?=\d{3}\b)", "", unicodedata.normalize("NFKC", text).casefold())
-    return " ".join(folded.split())
+    return re.sub(r"(?<=\d),(?=\d{3}\b)", "", metrics.normalise(text))

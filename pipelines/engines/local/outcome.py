@@ -1,6 +1,7 @@
 """How a run ended: the gate's decision, the version in force, where the report lies, and what to do next."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ def read(home: Path, record: RunRecord) -> dict[str, Any]:
     """Return the result of a run as JSON values.
 
     Keys: `run`, `name`, `state`, `decision` (None if the gate was not reached), `reason`, `version` (0 when nothing was
-    promoted), `report` (path or None), `failed` (step to its message), `users_fault`, `seconds`.
+    promoted), `candidate` (a version that awaits approval; 0 for none), `criteria` (the gate's findings; of slices
+    those that are worse), `report` (path or None), `failed` (step to its message), `users_fault`, `seconds`.
     """
-    decision = _decision(home, record)
+    decision, version = _decision(home, record), _output(home, record, "deploy-model")
     page = _report_path(home, record)
     failed = {path: task for path, task in record.tasks.items() if task.state == "FAILED"}
     leaves = {path: task for path, task in failed.items() if not any(other.startswith(f"{path}/") for other in failed)}
@@ -26,7 +28,9 @@ def read(home: Path, record: RunRecord) -> dict[str, Any]:
         "state": record.state,
         "decision": decision.get("decision"),
         "reason": decision.get("reason", ""),
-        "version": _version(home, record),
+        "version": version,
+        "candidate": 0 if version else _output(home, record, "register-model"),
+        "criteria": [*decision.get("criteria", []), *(one for one in decision.get("slices", []) if _worse(one))],
         "report": str(page) if page else None,
         "failed": {path: task.message for path, task in leaves.items()},
         "users_fault": bool(leaves) and all(task.exit_code == 2 for task in leaves.values()),
@@ -50,15 +54,43 @@ def words(result: dict[str, Any]) -> str:
     """Write a result as the last lines of a run."""
     if result["state"] != "SUCCEEDED":
         return "\n".join([*_failures(result), f"Go on with: assay resume {result['run']}"])
+    if result["decision"] is None:  # it measures the baselines only
+        return f"\nMeasured. What follows from it: assay advise {result['run']}"
     headline = {
         "promote": f"Promoted: {result['name']} version {result['version']} is champion.",
         "hold": "Held: nothing was promoted.",
         "inconclusive": "Inconclusive: nothing was promoted.",
     }[result["decision"]]
-    lines = ["", headline, f"  {result['reason']}", f"  Report:  {result['report']}"]
+    if result["candidate"]:
+        headline = f"Passed the gate: {result['name']} version {result['candidate']} awaits approval."
+    lines = ["", headline, f"  {result['reason']}", *_table(result["criteria"]), f"  Report:  {result['report']}"]
     if result["version"]:
         lines.append(f"  Serve:   assay serve {result['name']}")
+    if result["candidate"]:
+        lines.append(f"  Review:  assay review, or: assay queue {result['name']}")
     return "\n".join(lines)
+
+
+def _worse(finding: dict[str, Any]) -> bool:
+    return finding["passed"] is False
+
+
+def _table(findings: Sequence[dict[str, Any]]) -> list[str]:
+    """Write what the gate found as lines of equal columns; a gain is positive where the candidate is better."""
+    if not findings:
+        return []
+    rows = [("", "criterion", "against", "reference", "candidate", "gain", "interval of the gain", "p", "n")]
+    for one in findings:
+        metric = f"{one['metric']} ({one['tier']}{': ' + one['slice'] if one.get('slice') else ''})"
+        means = (f"{one['reference']:.3f}", f"{one['candidate']:.3f}", f"{one['difference']:+.3f}")
+        interval, p = f"{one['low']:+.3f} to {one['high']:+.3f}", one["p_value"]
+        passed = {True: "pass", False: "fail", None: "open"}[one["passed"]]
+        bar = f"{'+' if one['test'] == 'superiority' else '-'}{one['margin']:g}"
+        asked = "bound" if one["test"] == "bound" else f"{one['versus']}, {bar}"
+        rows.append((passed, metric, asked, *means, interval, f"{p:.3f}" if p >= 0.001 else "<0.001", str(one["n"])))
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    padded = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return ["", *(f"  {line.rstrip()}" for line in padded), ""]
 
 
 def _failures(result: dict[str, Any]) -> list[str]:
@@ -83,9 +115,10 @@ def _report_path(home: Path, record: RunRecord) -> Path | None:
     return named
 
 
-def _version(home: Path, record: RunRecord) -> int:
+def _output(home: Path, record: RunRecord, step: str) -> int:
+    """Return the version that a step gave out; 0 when it did not run."""
     for path, task in record.tasks.items():
-        if path.endswith("deploy-model") and task.state in ("SUCCEEDED", "CACHED"):
+        if path.endswith(step) and task.state in ("SUCCEEDED", "CACHED"):
             output = store.read_json(store.task_folder(home, record.id, path) / "executor_output.json") or {}
             return int(output.get("parameterValues", {}).get("Output", 0))
     return 0

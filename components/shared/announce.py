@@ -2,32 +2,49 @@
 
 How far a receiver is, is a cursor beside the ledger; it moves only after the receiver took an entry (exit code 0, or a
 2xx answer). A crash between the two delivers the entry again, under the same delivery id (the entry's hash): a receiver
-that keeps the ids it has seen acts once. The signature covers the time, so an old request cannot be played back.
+that keeps the ids it has seen acts once. The signature covers id, time and body, so an old request cannot be played
+back; it is that of standardwebhooks.com, for which most languages have a library.
+
+`ASSAY_WEBHOOK_URL` names who is told at once, by whoever promotes, rolls back, or puts a version into the queue. The
+ledger has moved by then: a receiver that is down delays nothing but itself. What failed is noted beside the cursor, and
+delivered at the next event, or by `assay trigger registry NAME`.
+
+MLflow's own webhooks (`model_version_alias.created`) fire besides, where a tracking server has them configured: the
+alias is set from the ledger after each of these events. They need a server with an SQL store, not the embedded one.
 """
 
+import base64
+import binascii
 import hashlib
 import hmac
 import json
+import logging
 import os
 import shlex
 import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
-from assay.components.contracts.artifacts import digest_of
-from assay.components.contracts.errors import RecipeError, RegistryError, RunError
-from assay.components.runtime.context import registry_address
-from assay.components.shared import ledger
-from assay.components.shared.ledger import Entry
-from assay.components.shared.storage import open_storage
+from ..contracts.artifacts import digest_of
+from ..contracts.errors import RecipeError, RegistryError, RunError
+from ..runtime.context import registry_address
+from . import ledger
+from .ledger import Entry
+from .storage import open_storage
 
 SECRET = "ASSAY_WEBHOOK_SECRET"
 TOLERANCE = 300
 """Seconds by which a request's time may differ from the receiver's clock."""
 TIMEOUT = 10.0
-EVENTS = ("promoted", "rolled_back")
+EVENTS = ("awaiting", "promoted", "rolled_back")
+URL = "ASSAY_WEBHOOK_URL"
+PAUSES = (0.5, 2.0)
+"""Seconds before each further try of an announcement."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,9 +80,9 @@ class Webhook:
         body, now = payload(entry), str(int(time.time()))
         headers = {
             "Content-Type": "application/json",
-            "X-Assay-Delivery": entry.hash,
-            "X-Assay-Timestamp": now,
-            "X-Assay-Signature": sign(self.secret, now, body),
+            "webhook-id": entry.hash,
+            "webhook-timestamp": now,
+            "webhook-signature": sign(self.secret, entry.hash, now, body),
         }
         try:
             answer = httpx.post(self.url, content=body, headers=headers, timeout=TIMEOUT, follow_redirects=False)
@@ -142,16 +159,77 @@ def payload(entry: Entry) -> bytes:
     return entry.line()
 
 
-def sign(secret: str, timestamp: str, body: bytes) -> str:
-    """Return the signature of a delivery: HMAC-SHA256 over the time, a dot and the body."""
-    return "sha256=" + hmac.new(secret.encode(), timestamp.encode() + b"." + body, hashlib.sha256).hexdigest()
+def announce(name: str) -> None:
+    """Tell the receiver of `ASSAY_WEBHOOK_URL` what is new, with a few tries; never raises: the act itself stands.
+
+    What is not delivered is logged and noted beside the receiver's cursor (`failure`).
+    """
+    url = os.environ.get(URL, "").strip()
+    if not url:
+        return
+    try:
+        receiver = Webhook(url, os.environ.get(SECRET, ""))
+    except RecipeError as error:
+        log.warning("nobody was told of %s: %s", name, error)
+        return
+    for pause in (*PAUSES, None):
+        try:
+            deliver(name, receiver, lambda entry: None)
+            return
+        except RunError as error:
+            if pause is None:
+                _note_failure(name, receiver, error)
+                log.warning("%s was not told of %s: %s", error.where, name, error.what)
+                return
+            time.sleep(pause)
+        except Exception as error:  # the act itself is done and stands
+            log.warning("nobody was told of %s: %s", name, error)
+            return
 
 
-def verify(secret: str, timestamp: str, body: bytes, signature: str, now: float | None = None) -> bool:
+def failure(name: str, receiver: Webhook | Command) -> dict[str, str] | None:
+    """Return when and why the last announcement failed; None when it did not, or was made up for."""
+    data = open_storage(registry_address()).read(_cursor_key(name, receiver))
+    failed: dict[str, str] | None = json.loads(data).get("failed") if data else None
+    return failed
+
+
+def sign(secret: str, identity: str, timestamp: str, body: bytes) -> str:
+    """Return the signature of a delivery: HMAC-SHA256 over id, time and body, with dots between them.
+
+    Args:
+        secret: Text; `whsec_` and base64 where the receiver's library made it.
+        identity: Of the delivery.
+        timestamp: Seconds since 1970.
+        body: As it is sent.
+    """
+    signed = f"{identity}.{timestamp}.".encode() + body
+    return "v1," + base64.b64encode(hmac.new(_key(secret), signed, hashlib.sha256).digest()).decode()
+
+
+def verify(secret: str, identity: str, timestamp: str, body: bytes, signature: str, now: float | None = None) -> bool:
     """Return whether a delivery is ours and recent; for receivers written in Python."""
     if not timestamp.isdigit() or abs((time.time() if now is None else now) - int(timestamp)) > TOLERANCE:
         return False
-    return hmac.compare_digest(sign(secret, timestamp, body).encode(), signature.encode())
+    good = sign(secret, identity, timestamp, body).encode()
+    return any(hmac.compare_digest(good, one.encode()) for one in signature.split(" "))
+
+
+def _key(secret: str) -> bytes:
+    if not secret.startswith("whsec_"):
+        return secret.encode()
+    try:
+        return base64.b64decode(secret.removeprefix("whsec_"), validate=True)
+    except binascii.Error:
+        raise RecipeError("the webhook's secret is not base64 behind whsec_", where=SECRET) from None
+
+
+def _note_failure(name: str, receiver: Webhook | Command, error: RunError) -> None:
+    storage, key = open_storage(registry_address()), _cursor_key(name, receiver)
+    data = storage.read(key)
+    cursor = json.loads(data) if data else {"seq": 0, "hash": ""}
+    failed = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "what": error.what}
+    storage.write(key, json.dumps({**cursor, "failed": failed}).encode())
 
 
 def _cursor_key(name: str, receiver: Webhook | Command) -> str:
@@ -162,6 +240,8 @@ def _cursor(data: bytes | None, entries: list[Entry], name: str) -> int:
     if data is None:
         return 0
     cursor = json.loads(data)
+    if cursor["seq"] == 0:
+        return 0
     if cursor["seq"] > len(entries) or entries[cursor["seq"] - 1].hash != cursor["hash"]:
         raise RegistryError(
             f"the ledger of {name!r} is another one than this receiver was told from",

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from assay.components.contracts.errors import RecipeError, RegistryError, RunError
-from assay.components.shared import ledger
+from assay.components.shared import announce, ledger, registry
+from assay.components.shared.announce import Command, Webhook, deliver, failure, sign, verify
 from assay.components.shared.ledger import Draft, Entry
-from assay.pipelines.triggers.registry_events import Command, Webhook, deliver, sign, verify
 from fixtures.shelf import Shelf
 
 NAME, SECRET = "lamps", "0123456789abcdef-secret"
@@ -76,8 +76,8 @@ def test_each_event_is_told_once_in_order_and_signed(shelf: Shelf, receiver: Rec
     assert deliver(NAME, hook, ignore) == 0
     assert versions(receiver) == [("promoted", 1), ("promoted", 2), ("rolled_back", 1)]
     headers, body = receiver.requests[0]
-    assert verify(SECRET, headers["X-Assay-Timestamp"], body, headers["X-Assay-Signature"])
-    assert headers["X-Assay-Delivery"] == Entry.model_validate_json(body).hash == ledger.read(NAME)[1].hash
+    assert verify(SECRET, headers["webhook-id"], headers["webhook-timestamp"], body, headers["webhook-signature"])
+    assert headers["webhook-id"] == Entry.model_validate_json(body).hash == ledger.read(NAME)[1].hash
     append("promoted", 3)
     assert deliver(NAME, hook, ignore) == 1
     assert b"secret" not in b"".join(shelf.get(key) for key in shelf.keys(""))
@@ -95,7 +95,7 @@ def test_what_was_not_taken_is_told_again(shelf: Shelf, receiver: Receiver, answ
     assert "hidden" not in str(error.value)
     assert deliver(NAME, hook, ignore) == 1
     assert [version for _, version in versions(receiver)] == [1, 2, 2]
-    assert receiver.requests[1][0]["X-Assay-Delivery"] == receiver.requests[2][0]["X-Assay-Delivery"]
+    assert receiver.requests[1][0]["webhook-id"] == receiver.requests[2][0]["webhook-id"]
 
 
 def test_a_crash_after_the_answer_delivers_again_under_the_same_id(shelf: Shelf, receiver: Receiver) -> None:
@@ -108,7 +108,7 @@ def test_a_crash_after_the_answer_delivers_again_under_the_same_id(shelf: Shelf,
     with pytest.raises(KeyboardInterrupt):
         deliver(NAME, hook, crash)
     assert deliver(NAME, hook, ignore) == 1
-    assert len({headers["X-Assay-Delivery"] for headers, _ in receiver.requests}) == 1
+    assert len({headers["webhook-id"] for headers, _ in receiver.requests}) == 1
 
 
 def test_two_receivers_have_a_cursor_each(shelf: Shelf, receiver: Receiver) -> None:
@@ -158,15 +158,84 @@ def test_an_unsafe_webhook_is_refused(url: str, secret: str, words: str) -> None
 
 def test_what_a_receiver_must_not_believe() -> None:
     now, body = str(int(time.time())), b'{"version":1}'
-    signature = sign(SECRET, now, body)
-    assert verify(SECRET, now, body, signature)
-    assert not verify(SECRET, now, body + b" ", signature)
-    assert not verify("another secret, as long", now, body, signature)
-    assert not verify(SECRET, str(int(now) + 1), body, signature)
-    assert not verify(SECRET, now, body, signature, now=float(now) + 301)
-    assert not verify(SECRET, now, body, "sha256=")
-    assert not verify(SECRET, now, body, "sha256=é")
-    assert not verify(SECRET, "soon", body, signature)
+    signature = sign(SECRET, "id", now, body)
+    assert verify(SECRET, "id", now, body, signature)
+    assert verify(SECRET, "id", now, body, f"v1,older {signature}")
+    assert not verify(SECRET, "id", now, body + b" ", signature)
+    assert not verify(SECRET, "other", now, body, signature)
+    assert not verify("another secret, as long", "id", now, body, signature)
+    assert not verify(SECRET, "id", str(int(now) + 1), body, signature)
+    assert not verify(SECRET, "id", now, body, signature, now=float(now) + 301)
+    for wrong in ("", "v1,", "v1,é", signature.removeprefix("v1,")):
+        assert not verify(SECRET, "id", now, body, wrong)
+    assert not verify(SECRET, "id", "soon", body, signature)
+
+
+def test_the_signature_is_that_of_standard_webhooks() -> None:
+    """The example of the specification's libraries (standardwebhooks.com)."""
+    secret, identity, timestamp = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "msg_p5jXN8AQM9LWM0D4loKWxJek", "1614265330"
+    expected = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+    assert sign(secret, identity, timestamp, b'{"test": 2432232314}') == expected
+
+
+# --- announcements ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def told(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> Receiver:
+    monkeypatch.setenv("ASSAY_WEBHOOK_URL", receiver.url)
+    monkeypatch.setenv("ASSAY_WEBHOOK_SECRET", SECRET)
+    monkeypatch.setattr(announce, "PAUSES", (0.0, 0.0))
+    return receiver
+
+
+def test_an_announcement_is_tried_again(shelf: Shelf, told: Receiver) -> None:
+    append("promoted", 1)
+    told.answers = [500, 503]
+    announce.announce(NAME)
+    assert versions(told) == [("promoted", 1)] * 3
+    assert failure(NAME, Webhook(told.url, SECRET)) is None
+
+
+def test_a_receiver_that_is_down_is_noted_and_told_later(shelf: Shelf, told: Receiver, caplog) -> None:
+    append("promoted", 1)
+    append("promoted", 2)
+    told.answers = [204, 500, 500, 500]
+    announce.announce(NAME)
+    assert "was not told of lamps: the webhook did not take the entry: it answered 500" in caplog.text
+    assert "hidden" not in caplog.text
+    failed = failure(NAME, Webhook(told.url, SECRET))
+    assert failed is not None
+    assert "it answered 500" in failed["what"]
+    append("awaiting", 3)
+    announce.announce(NAME)
+    assert versions(told)[-2:] == [("promoted", 2), ("awaiting", 3)]
+    assert failure(NAME, Webhook(told.url, SECRET)) is None
+
+
+def test_nothing_that_goes_wrong_reaches_whoever_promotes(shelf: Shelf, told: Receiver, monkeypatch, caplog) -> None:
+    append("promoted", 1)
+    told.answers = [500] * 3
+    announce.announce(NAME)
+    monkeypatch.setenv("ASSAY_WEBHOOK_SECRET", "short")
+    announce.announce(NAME)
+    assert "at least 16" in caplog.text
+    monkeypatch.delenv("ASSAY_WEBHOOK_URL")
+    announce.announce(NAME)
+    assert len(told.requests) == 3
+
+
+def test_a_rollback_tells_by_itself(shelf: Shelf, told: Receiver, tmp_path: Path, monkeypatch) -> None:
+    from fixtures.attempts import Attempt
+
+    monkeypatch.setattr(registry, "sync_alias", lambda name: {})
+    first = Attempt(tmp_path / "1", "one")
+    second = Attempt(tmp_path / "2", "two", champion=first.content)
+    for version, attempt in ((1, first), (2, second)):
+        attempt.register_in_ledger(NAME, version)
+        registry.promote(NAME, version)
+    registry.rollback(NAME, "doses were wrong")
+    assert versions(told) == [("promoted", 1), ("promoted", 2), ("rolled_back", 1)]
 
 
 def test_a_command_reads_the_entry_and_never_the_secret(shelf: Shelf, tmp_path: Path, monkeypatch) -> None:

@@ -1,0 +1,1 @@
+"""The review page: people see a candidate's evidence in the browser, and approve or reject it."""
