@@ -5,7 +5,7 @@ from typing import Any
 
 from kfp import dsl
 
-from assay.components.contracts.recipe import Kind, Recipe, Section
+from assay.components.contracts.recipe import JudgeSettings, Kind, Recipe, Section
 from assay.components.deploy_model.component import deploy_model
 from assay.components.find_champion.component import find_champion
 from assay.components.gate.component import gate
@@ -83,12 +83,9 @@ class Wiring:
         """Add what follows the evaluation: the judge, the gate, its two branches, and the report."""
         recipe = self.recipe
         results = measured.outputs["results"]
+        settings, model = self._judge()
         judged = judge(
-            settings=recipe.judge.model_dump(mode="json"),
-            task=recipe.task,
-            data=self.data,
-            results=results,
-            model=self.base,
+            settings=settings.model_dump(mode="json"), task=recipe.task, data=self.data, results=results, model=model
         )
         place(judged.set_display_name("Judge"), recipe, "generate")
         decided = gate(
@@ -110,6 +107,17 @@ class Wiring:
             **self.summaries,
         )
         place(report.set_display_name("Write report"), recipe, "light")
+
+    def _judge(self) -> tuple[JudgeSettings, Any]:
+        """Return what the judge is told, and the model that it calls `base`: the one that a local judge is."""
+        wanted = self.recipe.judge
+        if wanted.backend != "local" or wanted.model == "base":
+            return wanted, self.base
+        imported = import_model(reference=wanted.model)
+        place(imported.set_display_name("Import judge"), self.recipe, "light")
+        if wanted.model.startswith("models:/"):
+            imported.set_caching_options(False)  # the registry is not an input, and an alias moves
+        return wanted.model_copy(update={"model": "base"}), imported.outputs["model"]
 
     def _act(self, decided: Any, results: Any) -> Any:
         """Add both branches of the gate, and return the version in force after it (0 for none)."""

@@ -537,7 +537,11 @@ class JudgeSettings(Section):
 
     backend: Literal["local", "openai", "bedrock", "none"] = "local"
     model: str = "base"
-    """`base` (the run's base model) or a folder for `local`; a model name for `openai` and `bedrock`."""
+    """For `local`: `base` (the run's base model) or a model reference, as `base_model` is, for example
+    `models:/direction-judge@champion`; for `openai` and `bedrock` a model's name."""
+    reply_tokens: int = Field(0, ge=0)
+    """Longest reply of a local judge that was trained to give its reasons before its verdict, as that of the recipe
+    direction-judge; 0 asks for no text and compares how likely the letters A and B are."""
     url: str = ""
     """Base URL of an OpenAI-compatible server, ending in /v1."""
     key_variable: str = "OPENAI_API_KEY"
@@ -553,7 +557,7 @@ class Criterion(Section):
 
     metric: str
     tier: Literal["critical", "primary", "supporting"] = "primary"
-    versus: list[Literal["champion", "baseline", "lexical"]] = ["champion", "baseline"]
+    versus: list[Literal["champion", "baseline", "few_shot", "lexical"]] = ["champion", "baseline"]
     """Where there is no such arm (no champion yet; no lexical search but in retrieval), the comparison falls away."""
     test: Literal["superiority", "non_inferiority"] = "superiority"
     margin: float = Field(0.0, ge=0)

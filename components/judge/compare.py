@@ -15,9 +15,9 @@ from ..contracts.artifacts import digest_of, write_atomically
 from ..contracts.errors import DataError
 from ..contracts.metrics import Summary
 from ..contracts.recipe import JudgeSettings
-from ..contracts.rows import Example, Message, Result, Verdict
+from ..contracts.rows import Example, Result, Verdict
 from ..runtime.context import progress, work_folder
-from ..shared.judging import Choice, Judge, Question
+from ..shared.judging import Choice, Judge, Question, show_turns
 from ..shared.statistics import Interval, mean_interval, proportion
 from ..shared.tasks.task import Task
 
@@ -89,7 +89,7 @@ def compare(pairs: Sequence[Pair], judge: Judge, task: Task, rubric: str) -> lis
 
 def both_orders(pair: Pair, rubric: str) -> tuple[Question, Question]:
     """Return the question with arm a shown first, and the one with arm b shown first."""
-    text = "\n".join(_turn(turn) for turn in pair.example.prompt)
+    text = show_turns(pair.example.prompt)
     a, b = pair.a.response, pair.b.response
     return Question(text, first=a, second=b, rubric=rubric), Question(text, first=b, second=a, rubric=rubric)
 
@@ -205,10 +205,6 @@ def _by_arm(choice: str | None, first: Side, second: Side) -> Said:
     """Return the arm that stands at the chosen position."""
     said: dict[str | None, Said] = {"first": first, "second": second, "tie": "tie", None: "unparsed"}
     return said[choice]
-
-
-def _turn(message: Message) -> str:
-    return f"{message.role}: {message.content}"
 
 
 def _headline(details: dict[str, Any]) -> str:

@@ -39,6 +39,7 @@ TIE_MARGIN = 0.05
 LETTERS = str.maketrans("0123456789abcdef", "ABCDEFGHIJKLMNOP")
 """For fences of 56 bits: tokenizers write each digit as a token, and letters by twos or threes."""
 VERDICT = re.compile(r"\W*(?:(?:final\s+)?(?:verdict|answer|choice)\W+)?(A|B|TIE)\W*", re.IGNORECASE)
+PAIR_CLOSING = "Which answer is better? The last line of your reply is the verdict alone: A, B or TIE."
 GRADE = re.compile(r"\W*(?:(?:final\s+)?(?:grade|score|rating)\W+)?([1-5])(?:\s*/\s*5)?\W*", re.IGNORECASE)
 CHOICES: dict[str, Choice] = {"A": "first", "B": "second", "TIE": "tie"}
 
@@ -77,7 +78,7 @@ def open_judge(settings: JudgeSettings, base: str | Path) -> Judge | None:
     if settings.backend == "none":
         return None
     if settings.backend == "local":
-        return LocalJudge(base if settings.model == "base" else settings.model)
+        return LocalJudge(base if settings.model == "base" else settings.model, settings.reply_tokens)
     if settings.model == "base":
         raise RecipeError(
             f"a {settings.backend} judge needs the name of a model; 'base' is the run's own base model",
@@ -87,6 +88,11 @@ def open_judge(settings: JudgeSettings, base: str | Path) -> Judge | None:
     if settings.backend == "bedrock":
         return BedrockJudge(settings.model)
     return OpenAIJudge(settings.url, settings.model, os.environ.get(settings.key_variable, ""))
+
+
+def show_turns(turns: Sequence[Message]) -> str:
+    """Return a conversation as the prompt of a question."""
+    return "\n".join(f"{turn.role}: {turn.content}" for turn in turns)
 
 
 def write_question(question: Question, closing: str) -> str:
@@ -119,13 +125,14 @@ def read_reply(reply: str) -> Choice | None:
 
 
 class LocalJudge:
-    """A causal language model in this process: the likelier of the tokens "A" and "B" after the question.
+    """A causal language model in this process: the likelier of the tokens "A" and "B" after the question, or its reply.
 
     Args:
         folder: A model folder.
+        reply_tokens: Longest reply; 0 compares the two letters instead, in one forward pass.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, reply_tokens: int = 0) -> None:
         import torch
 
         from .models import check_model, load_model, load_tokenizer, model_digest, set_threads
@@ -136,23 +143,38 @@ class LocalJudge:
         self.tokenizer = load_tokenizer(folder)
         self.letters = [self._letter(folder, letter) for letter in ("A", "B")]
         self.model = load_model(folder, dtype="float32", device=self.device)
-        self.identity = f"local:{model_digest(folder)}"
+        self.reply_tokens = reply_tokens
+        self._generator: Any = None
+        self.identity = f"local:{model_digest(folder)}" + (f":{reply_tokens}" if reply_tokens else "")
 
     def compare(self, questions: Sequence[Question]) -> list[Choice | None]:
-        """Return the verdicts of one batch: one forward pass."""
+        """Return the verdicts of one batch."""
+        if self.reply_tokens:
+            return [read_reply(reply) for reply in self._replies(questions)]
         return [self._choose(gap) for gap in self.gaps(questions)] if questions else []
 
     def gaps(self, questions: Sequence[Question]) -> list[float]:
         """Return log p("A") less log p("B") as the next token, in nats, for each question."""
-        from .chat import prompt_ids
-
         closing = "Which answer is better? Reply with one letter: A or B."
-        texts = [self._disarm(write_question(question, closing)) for question in questions]
-        prompts = [prompt_ids(self.tokenizer, [Message(role="user", content=text)]) for text in texts]
-        logits = self._forward(prompts)
+        logits = self._forward(self._prompts(questions, closing))
         # The normaliser of the softmax cancels: a difference of logits is one of log-probabilities.
         gaps: list[float] = (logits[:, self.letters[0]] - logits[:, self.letters[1]]).double().tolist()
         return gaps
+
+    def _replies(self, questions: Sequence[Question]) -> list[str]:
+        """Return what the model writes, asked as a judge behind an API is."""
+        from .generate import Generator
+
+        self._generator = self._generator or Generator(self.model, self.tokenizer)
+        prompts = self._prompts(questions, PAIR_CLOSING)
+        made = self._generator.generate(prompts, max_new_tokens=self.reply_tokens)
+        return [one.text if one.finished else "" for (one,) in made]
+
+    def _prompts(self, questions: Sequence[Question], closing: str) -> list[list[int]]:
+        from .chat import prompt_ids
+
+        texts = [self._disarm(write_question(question, closing)) for question in questions]
+        return [prompt_ids(self.tokenizer, [Message(role="user", content=text)]) for text in texts]
 
     def _forward(self, prompts: list[list[int]]) -> Any:
         """Return the logits after each prompt [prompts, vocabulary]; prompts are padded on the left."""
@@ -387,8 +409,7 @@ def read_grade(reply: str) -> int:
 
 def in_threads(ask: Callable[[str], str], questions: Sequence[Question]) -> list[Choice | None]:
     """Ask about all questions, `THREADS` at a time, and return the verdicts in the questions' order."""
-    closing = "Which answer is better? The last line of your reply is the verdict alone: A, B or TIE."
-    texts = [write_question(question, closing) for question in questions]
+    texts = [write_question(question, PAIR_CLOSING) for question in questions]
     with ThreadPoolExecutor(THREADS) as pool:
         return [read_reply(reply) for reply in pool.map(ask, texts)]
 

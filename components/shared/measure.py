@@ -7,6 +7,7 @@ from ..contracts.errors import DataError, RecipeError
 from ..contracts.metrics import Metric, Summary
 from ..contracts.recipe import EvaluateSettings
 from ..contracts.rows import Example, Message, Result
+from .agreement import CONSISTENCY, swap_consistency
 from .calibration import BRIER, ECE, calibration_error, confidence_scores
 from .chat import prompt_ids
 from .generate import Generation, Progress, greedy_responses
@@ -17,6 +18,8 @@ from .tasks.task import Task
 BASELINE, FEW_SHOT = "baseline", "few_shot"
 SHOWN = ("candidate", "champion", BASELINE, FEW_SHOT, "lexical")
 """Arms that a headline names."""
+OF_TABLES = {ECE.name: calibration_error, CONSISTENCY.name: swap_consistency}
+"""Metrics that no example has alone."""
 Table = dict[str, dict[str, float | int]]
 """By metric name: mean, low, high and n."""
 
@@ -65,14 +68,15 @@ def measure(
             group=example.group,
             response=answer.text,
             slices=example.slices,
-            scores=_scores(task, answer, example.reference),
+            scores=_scores(task, answer, example),
         )
         for example, answer in zip(examples, answers, strict=True)
     ]
 
 
-def _scores(task: Task, answer: Generation, reference: str) -> dict[str, float | None]:
-    found = task.score(answer.text, reference)
+def _scores(task: Task, answer: Generation, example: Example) -> dict[str, float | None]:
+    found = task.score(answer.text, example.reference)
+    found |= {metric.name: None for metric in task.metrics if metric.slice and metric.slice not in example.slices}
     if answer.confidence is None:
         return found
     return {**found, **confidence_scores(answer.confidence, found[task.metrics[0].name] or 0.0)}
@@ -85,8 +89,8 @@ def tabulate(results: Sequence[Result], metrics: Sequence[Metric], confidence: f
     """
     table: Table = {}
     for metric in metrics:
-        if metric.name == ECE.name:
-            interval = calibration_error(results, metrics[0].name, confidence)
+        if metric.name in OF_TABLES:
+            interval = OF_TABLES[metric.name](results, metrics[0].name, confidence)
         else:
             values = scores(results, metric.name)
             interval = summarise(values, metric, confidence) if values else None
