@@ -34,7 +34,6 @@ from kfp import dsl
 from assay.components.build_preferences.component import build_preferences
 from assay.components.contracts.recipe import PairSettings, PretrainSettings, Recipe, RewardModelSettings
 from assay.components.evaluate.component import evaluate
-from assay.components.import_model.component import import_model
 from assay.components.sample_candidates.component import sample_candidates
 from assay.components.select_model.component import select_model
 from assay.components.train_classifier.component import train_classifier
@@ -75,9 +74,8 @@ class Stages(Wiring):
         if recipe.sft:
             self._stage("sft", train_sft(**self.given(recipe.sft), base=self.best, data=self.data))
         if recipe.distill:
-            teacher = import_model(reference=recipe.distill.teacher)
-            place(teacher.set_display_name("Import teacher"), recipe, "light")
-            given = {**self.given(recipe.distill), "teacher": teacher.outputs["model"]}
+            teacher = self.import_model(recipe.distill.teacher, "Import teacher")
+            given = {**self.given(recipe.distill), "teacher": teacher}
             self._stage("distill", train_distill(**given, base=self.best, data=self.data))
         pairs = self._pairs(recipe.preference or recipe.reward_model)
         rewarding = {}

@@ -5,7 +5,7 @@ from typing import Any
 
 from kfp import dsl
 
-from assay.components.contracts.recipe import Kind, Recipe, Section
+from assay.components.contracts.recipe import JudgeSettings, Kind, Recipe, Section
 from assay.components.deploy_model.component import deploy_model
 from assay.components.find_champion.component import find_champion
 from assay.components.gate.component import gate
@@ -50,13 +50,19 @@ class Wiring:
         place(checked.set_display_name("Validate data"), recipe, "light")
         split = prepare_data(settings=settings, accepted=checked.outputs["accepted"])
         place(split.set_display_name("Prepare data"), recipe, "light")
-        base = import_model(reference=recipe.base_model)
-        place(base.set_display_name("Import base model"), recipe, "light")
-        self.data, self.base = split.outputs["data"], base.outputs["model"]
+        self.data, self.base = split.outputs["data"], self.import_model(recipe.base_model, "Import base model")
         self.summaries = {"validation": checked.outputs["summary"], "splits": split.outputs["summary"]}
         self.stages: dict[str, Any] = {}
         self.best = self.base
         self.looks: Any = None
+
+    def import_model(self, reference: str, title: str) -> Any:
+        """Add the import of a model, and return it."""
+        imported = import_model(reference=reference)
+        place(imported.set_display_name(title), self.recipe, "light")
+        if reference.startswith("models:/"):
+            imported.set_caching_options(False)  # the registry is not an input, and an alias moves
+        return imported.outputs["model"]
 
     def given(self, settings: Section) -> dict[str, Any]:
         """Return what every training step is told."""
@@ -91,12 +97,13 @@ class Wiring:
         """Add what follows the evaluation: the judge, the gate, its two branches, and the report."""
         recipe = self.recipe
         results = measured.outputs["results"]
+        settings, model = self._judge()
         judged = judge(
-            settings=recipe.judge.model_dump(mode="json"),
+            settings=settings.model_dump(mode="json"),
             task=recipe.task,
             data=self.data,
             results=results,
-            model=self.base,
+            model=model,
             **self._labels(),
         )
         place(judged.set_display_name("Judge"), recipe, "generate")
@@ -120,6 +127,13 @@ class Wiring:
             **self.summaries,
         )
         place(report.set_display_name("Write report"), recipe, "light")
+
+    def _judge(self) -> tuple[JudgeSettings, Any]:
+        """Return what the judge is told, and the model that it calls `base`: the one that a local judge is."""
+        wanted = self.recipe.judge
+        if wanted.backend != "local" or wanted.model == "base":
+            return wanted, self.base
+        return wanted.model_copy(update={"model": "base"}), self.import_model(wanted.model, "Import judge")
 
     def _labels(self) -> dict[str, Any]:
         """Return people's grades of answers, as the judge takes them; nothing where the recipe names none."""

@@ -17,6 +17,8 @@ class Metric(BaseModel):
     low: float = 0.0
     high: float = 1.0
     definition: str
+    slice: str = ""
+    """Label of the examples to which it applies, for a task whose verifier does not see that; empty for no limit."""
 
 
 class Summary(BaseModel):

@@ -638,7 +638,11 @@ class JudgeModel(Section):
 
     backend: Literal["local", "openai", "bedrock", "none"] = "local"
     model: str = "base"
-    """`base` (the run's base model) or a folder for `local`; a model name for `openai` and `bedrock`."""
+    """For `local`: `base` (the run's base model) or a model reference, as `base_model` is, for example
+    `models:/direction-judge@champion`; for `openai` and `bedrock` a model's name."""
+    reply_tokens: int = Field(0, ge=0)
+    """Longest reply of a local judge that was trained to give its reasons before its verdict, as that of the recipe
+    direction-judge; 0 asks for no text and compares how likely the letters A and B are."""
     url: str = ""
     """Base URL of an OpenAI-compatible server, ending in /v1."""
     key_variable: str = "OPENAI_API_KEY"
@@ -679,7 +683,7 @@ class Criterion(Section):
 
     metric: str
     tier: Literal["critical", "primary", "supporting"] = "primary"
-    versus: list[Literal["champion", "baseline", "lexical", "absolute"]] = ["champion", "baseline"]
+    versus: list[Literal["champion", "baseline", "few_shot", "lexical", "absolute"]] = ["champion", "baseline"]
     """Where there is no such arm (no champion yet; no lexical search but in retrieval), the comparison falls away.
     `absolute` is no arm but `bound`."""
     test: Literal["superiority", "non_inferiority"] = "superiority"

@@ -41,8 +41,8 @@ TIE_MARGIN = 0.05
 LETTERS = str.maketrans("0123456789abcdef", "ABCDEFGHIJKLMNOP")
 """For fences of 56 bits: tokenizers write each digit as a token, and letters by twos or threes."""
 VERDICT = re.compile(r"\W*(?:(?:final\s+)?(?:verdict|answer|choice)\W+)?(A|B|TIE)\W*", re.IGNORECASE)
-GRADE = re.compile(r"\W*(?:(?:final\s+)?(?:grade|score|rating)\W+)?([1-5])(?:\s*/\s*5)?\W*", re.IGNORECASE)
 PAIR_CLOSING = "Which answer is better? The last line of your reply is the verdict alone: A, B or TIE."
+GRADE = re.compile(r"\W*(?:(?:final\s+)?(?:grade|score|rating)\W+)?([1-5])(?:\s*/\s*5)?\W*", re.IGNORECASE)
 GRADE_CLOSING = "The last line of your reply is the grade alone: 1, 2, 3, 4 or 5."
 CHOICES: dict[str, Choice] = {"A": "first", "B": "second", "TIE": "tie"}
 
@@ -119,7 +119,7 @@ def open_judge(settings: JudgeModel, base: str | Path) -> Judge | None:
     if settings.backend == "none":
         return None
     if settings.backend == "local":
-        return LocalJudge(base if settings.model == "base" else settings.model)
+        return LocalJudge(base if settings.model == "base" else settings.model, settings.reply_tokens)
     if settings.model == "base":
         raise RecipeError(
             f"a {settings.backend} judge needs the name of a model; 'base' is the run's own base model",
@@ -188,17 +188,19 @@ def read_grade(reply: str) -> int | None:
 
 
 class LocalJudge:
-    """A causal language model in this process; one forward pass per question, and no text is written.
+    """A causal language model in this process: one forward pass per question, or its reply.
 
-    Of two answers it prefers the likelier of the tokens "A" and "B" after the question. Its grade of an answer is the
-    expected one, Σ k·p(k) over the tokens "1" to "5", with p made to sum to 1 over these five (Liu et al. 2023,
-    arXiv:2303.16634, eq. 1): a small model's likeliest digit is often the same for every answer, and its odds are not.
+    Of two answers it prefers the likelier of the tokens "A" and "B" after the question, or what the last line of its
+    reply says. Its grade of an answer is the expected one, Σ k·p(k) over the tokens "1" to "5", with p made to sum to 1
+    over these five (Liu et al. 2023, arXiv:2303.16634, eq. 1): a small model's likeliest digit is often the same for
+    every answer, and its odds are not.
 
     Args:
         folder: A model folder.
+        reply_tokens: Longest reply; 0 compares the two letters instead, in one forward pass.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, reply_tokens: int = 0) -> None:
         import torch
 
         from .models import check_model, load_model, load_tokenizer, model_digest, set_threads
@@ -210,16 +212,20 @@ class LocalJudge:
         self.folder = folder
         self.letters = [self._token(letter) for letter in ("A", "B")]
         self.model = load_model(folder, dtype="float32", device=self.device)
-        self.identity = f"local:{model_digest(folder)}"
+        self.reply_tokens = reply_tokens
+        self._generator: Any = None
+        self.identity = f"local:{model_digest(folder)}" + (f":{reply_tokens}" if reply_tokens else "")
 
     def compare(self, questions: Sequence[Question]) -> list[Choice | None]:
-        """Return the verdicts of one batch: one forward pass."""
+        """Return the verdicts of one batch."""
+        if self.reply_tokens:
+            return [read_reply(reply) for reply in self._replies(questions)]
         return [self._choose(gap) for gap in self.gaps(questions)] if questions else []
 
     def gaps(self, questions: Sequence[Question]) -> list[float]:
         """Return log p("A") less log p("B") as the next token, in nats, for each question."""
         closing = "Which answer is better? Reply with one letter: A or B."
-        logits = self._read([write_question(question, closing) for question in questions])
+        logits = self._forward(self._prompts([write_question(question, closing) for question in questions]))
         # The normaliser of the softmax cancels: a difference of logits is one of log-probabilities.
         gaps: list[float] = (logits[:, self.letters[0]] - logits[:, self.letters[1]]).double().tolist()
         return gaps
@@ -232,17 +238,27 @@ class LocalJudge:
             return []
         closing = "Which grade does the answer deserve? Reply with one digit: 1, 2, 3, 4 or 5."
         digits = [self._token(str(grade)) for grade in GRADES]
-        odds = self._read([write_grading(answer, closing) for answer in answers])[:, digits].double().softmax(-1).cpu()
+        logits = self._forward(self._prompts([write_grading(answer, closing) for answer in answers]))
+        odds = logits[:, digits].double().softmax(-1).cpu()
         expected = (odds * torch.tensor(list(GRADES), dtype=odds.dtype)).sum(-1).tolist()
         # Not a number where the model overflowed.
         return [grade if grade == grade else None for grade in expected]
 
-    def _read(self, texts: Sequence[str]) -> Any:
-        """Return the logits of the token after each text, shown as a user's turn: [texts, vocabulary]."""
+    def _replies(self, questions: Sequence[Question]) -> list[str]:
+        """Return what the model writes, asked as a judge behind an API is."""
+        from .generate import Generator
+
+        self._generator = self._generator or Generator(self.model, self.tokenizer)
+        prompts = self._prompts([write_question(question, PAIR_CLOSING) for question in questions])
+        made = self._generator.generate(prompts, max_new_tokens=self.reply_tokens)
+        return [one.text if one.finished else "" for (one,) in made]
+
+    def _prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return each text as a user's turn, in tokens."""
         from .chat import prompt_ids
 
         turns = [[Message(role="user", content=self._disarm(text))] for text in texts]
-        return self._forward([prompt_ids(self.tokenizer, turn) for turn in turns])
+        return [prompt_ids(self.tokenizer, turn) for turn in turns]
 
     def _forward(self, prompts: list[list[int]]) -> Any:
         """Return the logits after each prompt [prompts, vocabulary]; prompts are padded on the left."""

@@ -7,6 +7,7 @@ from ..contracts.errors import DataError, RecipeError
 from ..contracts.metrics import Metric, Summary
 from ..contracts.recipe import EvaluateSettings
 from ..contracts.rows import Example, Message, Result
+from .agreement import CONSISTENCY, swap_consistency
 from .calibration import BRIER, ECE, calibration_error, confidence_scores
 from .chat import prompt_ids
 from .generate import Progress, greedy_responses
@@ -17,6 +18,8 @@ from .tasks.task import Task
 BASELINE, FEW_SHOT = "baseline", "few_shot"
 SHOWN = ("candidate", "champion", BASELINE, FEW_SHOT, "lexical")
 """Arms that a headline names."""
+OF_TABLES = {ECE.name: calibration_error, CONSISTENCY.name: swap_consistency}
+"""Metrics that no example has alone."""
 Table = dict[str, dict[str, float | int]]
 """By metric name: mean, low, high and n."""
 
@@ -79,14 +82,15 @@ def score_answers(
             group=example.group,
             response=text,
             slices=example.slices,
-            scores=_scores(task, text, confidence, example.reference),
+            scores=_scores(task, text, confidence, example),
         )
         for example, (text, confidence) in zip(examples, answers, strict=True)
     ]
 
 
-def _scores(task: Task, text: str, confidence: float | None, reference: str) -> dict[str, float | None]:
-    found = task.score(text, reference)
+def _scores(task: Task, text: str, confidence: float | None, example: Example) -> dict[str, float | None]:
+    found = task.score(text, example.reference)
+    found |= {metric.name: None for metric in task.metrics if metric.slice and metric.slice not in example.slices}
     if BRIER not in task.metrics:
         return found
     if confidence is None:
@@ -101,8 +105,8 @@ def tabulate(results: Sequence[Result], metrics: Sequence[Metric], confidence: f
     """
     table: Table = {}
     for metric in metrics:
-        if metric.name == ECE.name:
-            interval = calibration_error(results, metrics[0].name, confidence)
+        if metric.name in OF_TABLES:
+            interval = OF_TABLES[metric.name](results, metrics[0].name, confidence)
         else:
             values = scores(results, metric.name)
             interval = summarise(values, metric, confidence) if values else None

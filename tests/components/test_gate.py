@@ -64,6 +64,17 @@ def test_a_better_candidate_is_promoted_with_numbers_in_the_sentence():
     assert "n = 100" in made.reason
 
 
+def test_examples_in_the_prompt_may_be_what_training_must_beat():
+    """The few-shot arm is compared with only where a criterion names it."""
+    arms = {"baseline": [0.0] * 100, "few_shot": [1.0] * 80 + [0.0] * 20, "candidate": [1.0] * 60 + [0.0] * 40}
+    digests = {"baseline": "b", "candidate": "c", "few_shot": "b"}
+    assert decision(digests=digests, **arms).decision == "promote"
+    asked = GateSettings(min_examples=50, criteria=[Criterion(metric="exact", versus=["baseline", "few_shot"])])
+    made = decision(asked, digests, **arms)
+    assert made.decision == "hold"
+    assert "few_shot: 0.600 against 0.800" in made.reason
+
+
 def test_a_worse_candidate_is_held():
     made = decision(baseline=[0.0] * 100, champion=[1.0] * 90 + [0.0] * 10, candidate=[1.0] * 60 + [0.0] * 40)
     assert made.decision == "hold"

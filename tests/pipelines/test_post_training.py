@@ -142,6 +142,22 @@ def test_pre_training_and_distillation_stand_in_the_order_of_the_climb(tmp_path)
     assert shown <= tasks["write-report"]["inputs"]["artifacts"].keys()
 
 
+def test_the_local_judge_may_be_any_model_that_a_base_model_may_be(tmp_path):
+    """It is imported as that is; an alias of the registry is looked up in every run."""
+    for reference, cached in {"models:/direction-judge@champion": False, "/models/judge": True}.items():
+        recipe = Recipe(name="judged", judge={"model": reference})
+        tasks = tasks_of(compile_recipe(recipe, tmp_path / "judged.yaml"))
+        imported = tasks[producer(tasks["judge"], "model")]
+        assert imported["inputs"]["parameters"]["reference"]["runtimeValue"]["constant"] == reference
+        assert imported["cachingOptions"].get("enableCache", False) is cached
+        assert producer(tasks["evaluate"], "baseline") == "import-model"
+        assert tasks["judge"]["inputs"]["parameters"]["settings"]["runtimeValue"]["constant"]["model"] == "base"
+    for judge in ({}, {"backend": "openai", "model": "m", "url": "https://host/v1"}):
+        tasks = tasks_of(compile_recipe(Recipe(name="judged", judge=judge), tmp_path / "judged.yaml"))
+        assert producer(tasks["judge"], "model") == "import-model"
+        assert "import-model-2" not in tasks
+
+
 def test_rows_of_ones_own_are_imported_and_are_a_parameter(tmp_path):
     path = compile_recipe(Recipe.load(FLAGSHIP), tmp_path / "data.yaml", "/rows/mine.jsonl")
     ir = next(yaml.safe_load_all(path.read_text()))

@@ -46,6 +46,7 @@ def get_task(name: str) -> Task:
     """
     # Named, not computed: the digest of a step's code follows the imports it can read.
     from . import (
+        direction_judge,
         engineering_qa,
         exact_match,
         medication_directions,
@@ -54,7 +55,15 @@ def get_task(name: str) -> Task:
         retrieval,
     )
 
-    modules = (engineering_qa, exact_match, medication_directions, pharmacy_retrieval, product_content, retrieval)
+    modules = (
+        direction_judge,
+        engineering_qa,
+        exact_match,
+        medication_directions,
+        pharmacy_retrieval,
+        product_content,
+        retrieval,
+    )
     known: dict[str, Task] = {module.TASK.name: module.TASK for module in modules}
     if name not in known:
         raise RecipeError(f"there is no task {name!r}", where="task", fix=f"choose one of {sorted(known)}")
