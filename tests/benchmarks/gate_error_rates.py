@@ -366,23 +366,25 @@ def plot(path: str, rates: Mapping[tuple[int, float, float], Mapping[str, float]
     names = ["point ≥", "drop ≤ 1 pp", "unpaired", "McNemar", "gate, looks: 1", "gate, default"]
     styles = dict(zip(names, [":", "-.", (0, (1, 3)), "-", "--", "-"], strict=True))
     colours = dict(zip(names, ["#b84a00", "#d9a441", "#6b5b95", "#8793a1", "#0b62a8", "#0b62a8"], strict=True))
-    figure, axes = pyplot.subplots(1, 4, figsize=(16, 4.2), layout="constrained")
+    figure, grid = pyplot.subplots(2, 2, figsize=(10, 7), layout="constrained")
+    axes = grid.ravel()
     titles = {-0.05: "5 points worse: promoted", 0.0: "unchanged: promoted", 0.05: "5 points better: promoted"}
     for axis, (effect, title) in zip(axes, titles.items(), strict=False):
         for name in names:
             axis.plot(SIZES, [rates[n, effect, 0.2][name] for n in SIZES], label=name, ls=styles[name], c=colours[name])
-        axis.set(title=f"{title} (20 % flipped)", xscale="log", xlabel="held-out examples", xticks=SIZES)
+        axis.set(title=title, xscale="log", xlabel="held-out examples, 20 % flipped", xticks=SIZES)
         axis.set_xticklabels([str(n) for n in SIZES])
         axis.minorticks_off()
-    axes[1].axhline(ALPHA, c="#17202b", lw=0.7)
     axes[0].legend(frameon=False)
     later = dict(zip(["point ≥", *SPENT], [":", "-.", "--", "-"], strict=True))
     for rule, style in later.items():
-        colour = "#b84a00" if rule == "point ≥" else "#0b62a8"
+        colour = colours.get(rule, "#0b62a8")
         axes[3].plot(range(1, RETRAINS + 1), curves[200][rule], label=rule, ls=style, c=colour)
-    axes[3].axhline(ALPHA, c="#17202b", lw=0.7)
-    axes[3].set(title="unchanged, k retrains: promoted once (n = 200)", xlabel="k", xticks=[1, 5, 10, 15, 20])
+    axes[3].set(title="unchanged, k retrains: promoted at least once", xlabel="k, n = 200", xticks=[1, 5, 10, 15, 20])
     axes[3].legend(frameon=False)
+    for axis in (axes[1], axes[3]):
+        axis.axhline(ALPHA, c="#17202b", lw=0.7)
+        axis.annotate("α", (1, ALPHA), xycoords=("axes fraction", "data"), xytext=(4, -3), textcoords="offset points")
     for axis in axes:
         axis.set_ylim(0, None)
         axis.spines[["top", "right"]].set_visible(False)

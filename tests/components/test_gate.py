@@ -12,11 +12,13 @@ from assay.components.contracts.artifacts import read_manifest, seal
 from assay.components.contracts.errors import DataError, RecipeError
 from assay.components.contracts.metrics import Summary
 from assay.components.contracts.recipe import Criterion, GateSettings, SliceRule
-from assay.components.contracts.rows import Result, Verdict, write_rows
+from assay.components.contracts.rows import Example, Result, Verdict, write_rows
+from assay.components.find_champion.component import find_champion
 from assay.components.gate.component import gate
 from assay.components.gate.decide import Finding, Scores, Turn, check_arms, group_by_arm, judged, slices_of, turn_of
 from assay.components.gate.decide import decide as decide_in_turn
 from assay.components.gate.decide import findings_of as findings_of_columns
+from assay.components.hold_model.component import hold_model
 from assay.components.shared.looks import HeldOut, Look, Looks
 from assay.components.shared.summary import write_summary
 from assay.components.shared.tasks.task import get_task
@@ -462,3 +464,60 @@ def test_the_wire_writes_the_record_on_both_branches(tmp_path: Path):
         assert record["level"] == record["criteria"][0]["alpha"] == pytest.approx(0.05 * 6 / (3 * np.pi) ** 2)
         assert HeldOut.model_validate(record["held_out"]) == held_out
         assert "decision 3 on these examples, at level 0.0034" in record["reason"]
+
+
+class Chain:
+    """The steps from the champion to the held attempt, on one registry."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.runs = folder, 0
+        self.ids = [f"{place:032x}" for place in range(100)]
+        rows = [Example(id=one, group=one, prompt=[], reference="") for one in self.ids]
+        write_rows(folder / "data" / "test.parquet", rows, Example)
+        seal(folder / "data", "splits")
+
+    def decide(self, words: str, exact: list[float]) -> dict:
+        """Return the record of a candidate with these bytes and scores, once the registry knows it."""
+        self.runs += 1
+        run = self.folder / str(self.runs)
+
+        def at(name: str, kind=dsl.Artifact):
+            return kind(uri=str(run / name))
+
+        (run / "model").mkdir(parents=True)
+        (run / "model" / "model.safetensors").write_text(words)
+        content = seal(run / "model", "model").content
+        arms = {"baseline": [0.0] * 10 + [1.0] * 2 + [0.0] * 88, "candidate": exact}
+        answers = [
+            row.model_copy(update={"example_id": one, "group": one})
+            for arm, values in arms.items()
+            for row, one in zip(results(arm, values), self.ids, strict=True)
+        ]
+        write_rows(run / "results" / "results.parquet", answers, Result)
+        seal(run / "results", "results", metadata={"arms": {"baseline": "b", "candidate": content}})
+        write_rows(run / "verdicts" / "verdicts.parquet", verdicts(3, 1), Verdict)
+        seal(run / "verdicts", "verdicts")
+        write_summary(at("judging", dsl.Metrics), Summary(step="judge", headline="-", details={"may_decide": False}))
+        policy, data = SETTINGS.model_dump(mode="json"), dsl.Dataset(uri=str(self.folder / "data"))
+        asked = {"name": "chain", "policy": policy, "evaluation": {}, "candidate": at("model"), "data": data}
+        find_champion.python_func(**asked, champion=at("champion"), looks=at("looks"))
+        given = {"results": at("results"), "verdicts": at("verdicts"), "judging": at("judging"), "looks": at("looks")}
+        made = {"decision": at("decision"), "summary": at("summary", dsl.Metrics)}
+        passed = gate.python_func(settings=policy, task="medication_directions", **given, **made)
+        if not passed:
+            hold_model.python_func(name="chain", candidate=at("model"), decision=at("decision"))
+        return json.loads((run / "decision" / "decision.json").read_text())
+
+
+def test_a_retrain_is_another_look_and_a_repeated_run_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("ASSAY_REGISTRY", str(tmp_path / "registry"))
+    chain = Chain(tmp_path)
+    same, better = [0.0] * 10 + [1.0] * 2 + [0.0] * 88, [1.0] * 10 + [0.0] * 90  # ten gained, two lost: p = 0.019
+    first = chain.decide("unchanged", same)
+    assert (first["decision"], first["look"]) == ("inconclusive", 1)
+    assert chain.decide("unchanged", same) == first
+    second = chain.decide("better", better)
+    assert (second["decision"], second["look"]) == ("inconclusive", 2)  # it would have been promoted at first
+    assert second["level"] == pytest.approx(first["level"] / 4)
+    assert chain.decide("unchanged", same) == first
+    assert chain.decide("third", better)["look"] == 3
