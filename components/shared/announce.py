@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import ClassVar
 from urllib.parse import urlsplit
 
 from ..contracts.artifacts import digest_of
@@ -39,7 +40,6 @@ SECRET = "ASSAY_WEBHOOK_SECRET"
 TOLERANCE = 300
 """Seconds by which a request's time may differ from the receiver's clock."""
 TIMEOUT = 10.0
-EVENTS = ("awaiting", "promoted", "rolled_back")
 URL = "ASSAY_WEBHOOK_URL"
 PAUSES = (0.5, 2.0)
 """Seconds before each further try of an announcement."""
@@ -53,6 +53,7 @@ class Webhook:
 
     url: str
     secret: str
+    events: ClassVar = ("awaiting", "promoted", "rolled_back")
 
     def __post_init__(self) -> None:
         address = urlsplit(self.url)
@@ -101,9 +102,10 @@ class Webhook:
 
 @dataclass(frozen=True)
 class Command:
-    """A program that reads the entry as JSON on its standard input."""
+    """A program that reads the entry as JSON on its standard input; it acts on what is champion."""
 
     line: str
+    events: ClassVar = ("promoted", "rolled_back")
 
     @property
     def name(self) -> str:
@@ -146,7 +148,7 @@ def deliver(name: str, receiver: Webhook | Command, on_delivered: Callable[[Entr
     seen = _cursor(storage.read(key), entries, name)
     count = 0
     for entry in entries[seen:]:
-        if entry.event in EVENTS:
+        if entry.event in receiver.events:
             receiver.deliver(entry)
             on_delivered(entry)
             count += 1
