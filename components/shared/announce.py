@@ -10,7 +10,8 @@ ledger has moved by then: a receiver that is down delays nothing but itself. Wha
 delivered at the next event, or by `assay trigger registry NAME`.
 
 MLflow's own webhooks (`model_version_alias.created`) fire besides, where a tracking server has them configured: the
-alias is set from the ledger after each of these events. They need a server with an SQL store, not the embedded one.
+alias is set from the ledger after each of these events, and the signature is of the same scheme. They need a server
+with an SQL store, not the embedded one, and MLflow tries them from memory: what a restart loses is in our cursor.
 """
 
 import base64
