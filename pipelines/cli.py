@@ -11,7 +11,7 @@ import typer
 
 from assay.components.contracts.errors import AssayError
 
-from .commands import advise, engines, models, recipes, runs, trigger
+from .commands import advise, approval, engines, models, recipes, runs, trigger
 from .commands.options import RECIPES as RECIPES
 from .images import commands as images
 
@@ -33,10 +33,10 @@ app.command()(models.serve)
 app.command()(models.champion)
 app.command()(models.history)
 app.command()(models.verify)
-app.command()(models.queue)
-app.command()(models.review)
-app.command()(models.approve)
-app.command()(models.reject)
+app.command()(approval.queue)
+app.command()(approval.review)
+app.command()(approval.approve)
+app.command()(approval.reject)
 app.command()(models.rollback)
 app.command()(models.mirror)
 app.add_typer(recipes.app, name="recipe")

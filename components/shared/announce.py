@@ -10,7 +10,8 @@ ledger has moved by then: a receiver that is down delays nothing but itself. Wha
 delivered at the next event, or by `assay trigger registry NAME`.
 
 MLflow's own webhooks (`model_version_alias.created`) fire besides, where a tracking server has them configured: the
-alias is set from the ledger after each of these events. They need a server with an SQL store, not the embedded one.
+alias is set from the ledger after each of these events, and the signature is of the same scheme. They need a server
+with an SQL store, not the embedded one, and MLflow tries them from memory: what a restart loses is in our cursor.
 """
 
 import base64
@@ -26,6 +27,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import ClassVar
 from urllib.parse import urlsplit
 
 from ..contracts.artifacts import digest_of
@@ -39,7 +41,6 @@ SECRET = "ASSAY_WEBHOOK_SECRET"
 TOLERANCE = 300
 """Seconds by which a request's time may differ from the receiver's clock."""
 TIMEOUT = 10.0
-EVENTS = ("awaiting", "promoted", "rolled_back")
 URL = "ASSAY_WEBHOOK_URL"
 PAUSES = (0.5, 2.0)
 """Seconds before each further try of an announcement."""
@@ -53,6 +54,7 @@ class Webhook:
 
     url: str
     secret: str
+    events: ClassVar = ("awaiting", "promoted", "rolled_back")
 
     def __post_init__(self) -> None:
         address = urlsplit(self.url)
@@ -101,9 +103,10 @@ class Webhook:
 
 @dataclass(frozen=True)
 class Command:
-    """A program that reads the entry as JSON on its standard input."""
+    """A program that reads the entry as JSON on its standard input; it acts on what is champion."""
 
     line: str
+    events: ClassVar = ("promoted", "rolled_back")
 
     @property
     def name(self) -> str:
@@ -146,7 +149,7 @@ def deliver(name: str, receiver: Webhook | Command, on_delivered: Callable[[Entr
     seen = _cursor(storage.read(key), entries, name)
     count = 0
     for entry in entries[seen:]:
-        if entry.event in EVENTS:
+        if entry.event in receiver.events:
             receiver.deliver(entry)
             on_delivered(entry)
             count += 1

@@ -6,6 +6,7 @@
       decisions/SHA256.json            the decision records that the ledger names
       dossiers/, lineage/              what each version was made from, back to the rows (`dossier.py`)
       deployments/NAME/VERSION.json    how a version was checked before it was deployed
+      people/NAME.json                 who may decide (`people.py`)
       triggers/                        what was triggered, and the run that came of it
       mlflow.db, artifacts/            the embedded MLflow store of a folder, unless MLFLOW_TRACKING_URI names a server
 

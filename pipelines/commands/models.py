@@ -1,4 +1,4 @@
-"""What was promoted: the champion, its history, the way back, and its server."""
+"""What was promoted: the champion, its history, the proof, the way back, and its server."""
 
 import json
 from datetime import datetime
@@ -12,18 +12,7 @@ from rich.table import Table
 
 from assay.components.contracts.errors import RecipeError
 
-from .options import HOME, Deploy, Home, Json, ModelName, use
-
-Version = Annotated[int, typer.Option(min=1, help="The candidate's version.")]
-Reason = Annotated[str, typer.Option(help="Why; it is kept in the ledger.")]
-AsPerson = Annotated[
-    str,
-    typer.Option(
-        "--as",
-        help="Who acts; ASSAY_PERSON or your user name when left out. Believed, unless the registry has a list of "
-        "people: then ASSAY_REVIEW_TOKEN proves it.",
-    ),
-]
+from .options import HOME, AsPerson, Deploy, Home, Json, ModelName, Reason, use
 
 
 def serve(
@@ -96,82 +85,6 @@ def verify(name: ModelName, as_json: Json = False, home: Home = HOME) -> None:
                 print(f"{'':<9} {line}")
     print(f"{name}: nothing was altered" if sound else f"{name}: ALTERED since the decision; see above")
     raise typer.Exit(not sound)
-
-
-def queue(
-    name: Annotated[str, typer.Argument(help="A registered model's name; every one when left out.")] = "",
-    as_json: Json = False,
-    home: Home = HOME,
-) -> None:
-    """List the candidates that passed the gate and the check, and await people."""
-    from assay.components.shared.review import queue as waiting_for
-
-    use(home)
-    found = waiting_for(name)
-    if as_json:
-        for waiting in found:
-            print(waiting.model_dump_json())
-        return
-    table = Table("model", "version", "since", "approved", "by", "the gate says", box=None)
-    for waiting in found:
-        said = "compared with another champion than today's; " * waiting.stale + waiting.reason
-        count = f"{len(waiting.approved)} of {waiting.required}"
-        cells = [waiting.name, str(waiting.version), waiting.since, count, ", ".join(waiting.approved), said]
-        table.add_row(*(escape(cell) for cell in cells))
-    Console().print(table if found else "Nothing awaits approval.")
-
-
-def approve(
-    name: ModelName,
-    version: Version,
-    reason: Reason,
-    person: AsPerson = "",
-    acknowledge: Annotated[
-        bool, typer.Option("--acknowledge-champion", help="You know that it was compared with an earlier champion.")
-    ] = False,
-    home: Home = HOME,
-) -> None:
-    """Approve a candidate; the last approval that is needed makes it the champion."""
-    from assay.components.shared import people
-    from assay.components.shared import review as reviewing
-
-    use(home)
-    entry = reviewing.approve(name, version, reason, people.who(person), acknowledge=acknowledge)
-    if entry.event == "promoted":
-        print(f"{name}: version {version} is champion, approved by {entry.actor}")
-        return
-    waiting = reviewing.waiting(name, version)
-    print(f"{name}: version {version} has {len(waiting.approved)} of {waiting.required} approvals")
-
-
-def reject(name: ModelName, version: Version, reason: Reason, person: AsPerson = "", home: Home = HOME) -> None:
-    """Reject a candidate; it is final for this decision of the gate."""
-    from assay.components.shared import people
-    from assay.components.shared import review as reviewing
-
-    use(home)
-    entry = reviewing.reject(name, version, reason, people.who(person))
-    print(f"{name}: version {version} was rejected by {entry.actor}")
-
-
-def review(
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 8090,
-    add_person: Annotated[str, typer.Option(help="Let a person decide; prints the token, once, and stops.")] = "",
-    remove_person: Annotated[str, typer.Option(help="Let a person decide no more, and stop.")] = "",
-    home: Home = HOME,
-) -> None:
-    """Open the review page: the queue, the evidence, approve or reject. For people with a token."""
-    from assay.components.shared import people
-
-    use(home)
-    if add_person:
-        print(people.add(add_person))
-    elif remove_person:
-        people.remove(remove_person)
-    else:
-        from ..review import server
-
-        server.serve(port)
 
 
 def rollback(

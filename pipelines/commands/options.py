@@ -26,6 +26,15 @@ Deploy = Annotated[
 Data = Annotated[str, typer.Option(help="URI of your rows, where the engine can read it.")]
 Home = Annotated[Path, typer.Option(envvar="ASSAY_HOME", help="Folder of runs, caches and the registry.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON lines for machines.")]
+Reason = Annotated[str, typer.Option(help="Why; it is kept in the ledger.")]
+AsPerson = Annotated[
+    str,
+    typer.Option(
+        "--as",
+        help="Who acts; ASSAY_PERSON or your user name when left out. Believed, unless the registry has a list of "
+        "people: then ASSAY_REVIEW_TOKEN proves it.",
+    ),
+]
 HOME = Path(".assay")
 
 

@@ -103,7 +103,7 @@ def registry_(
     every: Every = 0,
     home: Home = HOME,
 ) -> None:
-    """Tell a command or a webhook of every promotion, rollback and candidate that waits, in order, at least once."""
+    """Tell a command or a webhook of every promotion and rollback, in order, at least once; a webhook of the queue."""
     use(home)
     receiver = _receiver(command, webhook)
 

@@ -43,8 +43,9 @@ def identity(given: str) -> str:
 def result(record: Record) -> dict[str, Any]:
     """Return how a trigger's run ended, the same keys for every engine.
 
-    Keys: `trigger`, `engine`, `run`, `name`, `state`, `decision`, `reason`, `version`, `report`, `failed`,
-    `users_fault`, `record` (the gate's decision record where this machine has it, else empty).
+    Keys: `trigger`, `engine`, `run`, `name`, `state`, `decision`, `reason`, `version`, `candidate` (a version that
+    awaits approval, where this machine knows of one), `report`, `failed`, `users_fault`, `record` (the gate's decision
+    record where this machine has it, else empty).
     """
     outcome, trigger = record.outcome, record.claim.trigger
     if outcome is None:
@@ -88,6 +89,8 @@ def comment(result: dict[str, Any]) -> str:
 
 
 def _headline(result: dict[str, Any]) -> str:
+    if result["candidate"]:
+        return f"passed the gate, version {result['candidate']} awaits approval"
     if result["state"] == "SUCCEEDED" and result["decision"] in HEADLINES:
         version = f" as version {result['version']}" if result["version"] else ""
         return HEADLINES[result["decision"]] + version
@@ -152,6 +155,7 @@ def _told(outcome: Outcome) -> dict[str, Any]:
         "decision": outcome.decision or None,
         "reason": outcome.message,
         "version": 0,
+        "candidate": 0,
         "report": outcome.url or None,
         "failed": {},
         "users_fault": False,
@@ -168,5 +172,5 @@ def _read_here(outcome: Outcome) -> dict[str, Any]:
         return _told(outcome)
     ended = ends.read(home(), store.load_run(home(), outcome.run))
     path = store.task_folder(home(), outcome.run, "gate") / "outputs" / "decision" / "decision.json"
-    keys = ("run", "state", "decision", "reason", "version", "report", "failed", "users_fault")
+    keys = ("run", "state", "decision", "reason", "version", "candidate", "report", "failed", "users_fault")
     return {**{key: ended[key] for key in keys}, "record": store.read_json(path) or {}}

@@ -188,6 +188,22 @@ def test_who_was_overtaken_decides_anew(tmp_path: Path, shelf: Shelf) -> None:
     assert (entry.seq, entry.prev) == (8, registry.history(NAME)[6].hash)
 
 
+def test_an_entry_from_before_it_had_evidence_and_proof_is_still_whole(shelf: Shelf) -> None:
+    """As the first release wrote it: a field that came later must not change the hash of what is there."""
+    line = (
+        '{"actor":"ann","content":"' + "c" * 64 + '","decision":"' + "d" * 64 + '","event":"held",'
+        '"hash":"5297d4252c9a36b55924dea9cd2abcbfc98f2827ad1e1c58e3488c488bda5186","name":"directions",'
+        '"prev":"c0839b295fd43bee44988a5be747efc6933a209aff61b842daa87f1788c3ed7d","reason":"hold: é","replaces":0,'
+        '"seq":1,"time":"2026-01-02T03:04:05Z","version":0}'
+    )
+    shelf.put(f"{ENTRIES}00000001.json", line.encode())
+    [entry] = registry.history(NAME)
+    assert (entry.evidence, entry.proof) == ("", "")
+    shelf.put(f"{ENTRIES}00000001.json", line.replace('"name"', '"evidence":"","name"').encode())
+    with pytest.raises(RegistryError, match="changed"):
+        registry.history(NAME)
+
+
 @pytest.mark.parametrize("name", ["", "../up", "a/b", "-x", "x" * 200, "a b", "a.jsonl"])
 def test_a_name_cannot_leave_the_folder(name: str) -> None:
     with pytest.raises(RegistryError, match="cannot name"):

@@ -35,6 +35,25 @@ def decide(home, decision: str, version: int = 0) -> RunRecord:
     return record("SUCCEEDED", promote__deploy_model=TaskRecord(state=state))
 
 
+def test_a_candidate_that_waits_is_no_champion_and_no_failure(tmp_path, capsys):
+    made = decide(tmp_path, "promote")
+    made.tasks["promote/deploy-model"].state = "SUCCEEDED"
+    registered = store.task_folder(tmp_path, RUN, "promote/register-model")
+    registered.mkdir(parents=True)
+    for folder, number in ((registered, 4), (registered.parent / "deploy-model", 0)):
+        (folder / "executor_output.json").write_text(json.dumps({"parameterValues": {"Output": number}}))
+    made.tasks["promote/register-model"] = TaskRecord(state="SUCCEEDED")
+    result = outcome.read(tmp_path, made)
+    assert (result["version"], result["candidate"]) == (0, 4)
+    with pytest.raises(typer.Exit) as ended:
+        runs.finish(made, tmp_path, as_json=False)
+    assert ended.value.exit_code == 0
+    printed = capsys.readouterr().out
+    assert "Passed the gate: lamps version 4 awaits approval." in printed
+    assert "assay review, or: assay queue lamps" in printed
+    assert "assay serve" not in printed
+
+
 @pytest.mark.parametrize(
     ("decision", "version", "headline", "code"),
     [

@@ -60,6 +60,17 @@ def ran(home: Path, state: str = "SUCCEEDED", **changes: Any) -> dict[str, Any]:
     return ci.result(record(Outcome("local", RUN, state)))
 
 
+def test_what_awaits_approval_is_not_called_promoted(home: Path) -> None:
+    tasks = {f"promote/{name}": TaskRecord(state="SUCCEEDED") for name in ("register-model", "deploy-model")}
+    for task, number in zip(tasks, (4, 0), strict=True):
+        folder = store.task_folder(home, RUN, task)
+        folder.mkdir(parents=True)
+        (folder / "executor_output.json").write_text(json.dumps({"parameterValues": {"Output": number}}))
+    result = ran(home, tasks=tasks)
+    assert (ci.exit_code(result), result["candidate"]) == (0, 4)
+    assert "### Assay: lamps passed the gate, version 4 awaits approval" in ci.comment(result)
+
+
 @pytest.mark.parametrize(
     ("decision", "code", "words"),
     [("promote", 0, "promoted"), ("hold", 1, "held"), ("inconclusive", 3, "inconclusive")],
