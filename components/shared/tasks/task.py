@@ -52,9 +52,18 @@ def get_task(name: str) -> Task:
         pharmacy_retrieval,
         product_content,
         retrieval,
+        tool_calls,
     )
 
-    modules = (engineering_qa, exact_match, medication_directions, pharmacy_retrieval, product_content, retrieval)
+    modules = (
+        engineering_qa,
+        exact_match,
+        medication_directions,
+        pharmacy_retrieval,
+        product_content,
+        retrieval,
+        tool_calls,
+    )
     known: dict[str, Task] = {module.TASK.name: module.TASK for module in modules}
     if name not in known:
         raise RecipeError(f"there is no task {name!r}", where="task", fix=f"choose one of {sorted(known)}")
