@@ -23,6 +23,7 @@ Rung = Literal[
     "none",
     "prompting",
     "few_shot",
+    "another_model",
     "retrieval",
     "embedding",
     "classifier",
@@ -37,6 +38,7 @@ TITLES: dict[Rung, str] = {
     "none": "Do not train",
     "prompting": "Prompting",
     "few_shot": "Few-shot prompting",
+    "another_model": "Prompting another model",
     "retrieval": "Retrieval",
     "embedding": "Retrieval with a trained encoder",
     "classifier": "A classifier on frozen features",
@@ -422,7 +424,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "another model suffices",
-        "prompting",
+        "another_model",
         "A larger model by its prompt: right away, and the dearer the more it is asked (Chen et al. 2023, "
         "arXiv:2305.05176).",
         _endpoint,
@@ -589,7 +591,7 @@ def _cost_of(rung: Rung, facts: Facts) -> Cost | None:
 
 
 def _cost(rung: Rung, cost: Cost | None) -> str:
-    if rung in ("measure", "none", "prompting", "few_shot"):
+    if rung in ("measure", "none", "prompting", "few_shot", "another_model"):
         return "No training."
     if cost is None:
         return "Its cost was not measured: no run of this recipe had such a step."

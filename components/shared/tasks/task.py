@@ -53,6 +53,7 @@ def get_task(name: str) -> Task:
         pharmacy_retrieval,
         product_content,
         retrieval,
+        tool_calls,
     )
 
     modules = (
@@ -63,6 +64,7 @@ def get_task(name: str) -> Task:
         pharmacy_retrieval,
         product_content,
         retrieval,
+        tool_calls,
     )
     known: dict[str, Task] = {module.TASK.name: module.TASK for module in modules}
     if name not in known:
