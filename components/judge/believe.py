@@ -7,8 +7,8 @@ from typing import Any
 from ..contracts.metrics import Summary
 from ..contracts.recipe import GRADES, JudgeSettings
 from ..contracts.rows import Grade, Verdict
-from ..shared.judging import rubric_card
 from ..shared.prediction import POINTS, corrected_win_rate, prediction_powered
+from ..shared.questions import rubric_card
 from ..shared.raters import cohens_kappa, krippendorff_alpha
 from ..shared.statistics import Interval, mean_interval, paired_difference, proportion
 

@@ -15,7 +15,8 @@ from ..contracts.artifacts import digest_of, write_atomically
 from ..contracts.errors import DataError
 from ..contracts.rows import Example, Result, Verdict
 from ..runtime.context import progress, work_folder
-from ..shared.judging import Answer, Judge, Question, show_turns
+from ..shared.judging import Judge
+from ..shared.questions import Answer, Question, show_turns
 from ..shared.tasks.task import Task
 from .labels import Known
 

@@ -36,7 +36,8 @@ def judge(
     from ..contracts.artifacts import read_manifest, seal
     from ..contracts.recipe import JudgeSettings, Rubric
     from ..contracts.rows import Example, Grade, Result, Verdict, read_rows, write_rows
-    from ..shared.judging import grading_text, identity_of, open_judge, pairwise_text, rubric_card
+    from ..shared.judging import identity_of, open_judge
+    from ..shared.questions import grading_text, pairwise_text, rubric_card
     from ..shared.summary import write_summary
     from ..shared.tasks.task import get_task
     from . import believe, compare, grades

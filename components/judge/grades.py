@@ -8,7 +8,8 @@ from statistics import mean, median
 from typing import Literal
 
 from ..contracts.rows import Example, Grade, Result
-from ..shared.judging import Answer, Judge, show_turns
+from ..shared.judging import Judge
+from ..shared.questions import Answer, show_turns
 from .compare import ask
 from .labels import Known
 

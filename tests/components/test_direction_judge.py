@@ -16,8 +16,9 @@ from assay.components.prepare_data.prepare import split_of
 from assay.components.shared.agreement import CONSISTENCY, swap_consistency
 from assay.components.shared.chat import completion_ids, prompt_ids
 from assay.components.shared.generate import Generation, Generator
-from assay.components.shared.judging import PAIR_CLOSING, LocalJudge
+from assay.components.shared.judging import LocalJudge
 from assay.components.shared.measure import measure, tabulate
+from assay.components.shared.questions import PAIR_CLOSING
 from assay.components.shared.tasks.direction_judge import MISTAKE_SHARES, REASONS, RUBRIC, read_question
 from assay.components.shared.tasks.medication_directions import TASK as DIRECTIONS
 from assay.components.shared.tasks.task import get_task

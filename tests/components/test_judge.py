@@ -20,7 +20,7 @@ from assay.components.contracts.rows import Example, Grade, Message, Result, Ver
 from assay.components.judge import believe, grades
 from assay.components.judge import compare as work
 from assay.components.judge.component import judge
-from assay.components.shared.judging import Answer, Choice, Question, rubric_card
+from assay.components.shared.questions import Answer, Choice, Question, rubric_card
 from assay.components.shared.summary import read_summary
 from assay.components.shared.tasks.task import get_task
 

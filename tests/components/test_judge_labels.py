@@ -13,7 +13,7 @@ from assay.components.contracts.rows import Grade, Label, Verdict, read_rows
 from assay.components.judge import believe
 from assay.components.judge import compare as work
 from assay.components.judge.labels import by_answer, card, read_labels
-from assay.components.shared.judging import Answer
+from assay.components.shared.questions import Answer
 from assay.components.shared.summary import read_summary
 
 

@@ -16,17 +16,12 @@ from botocore.stub import ANY, Stubber
 from assay.components.contracts.errors import ModelError, RecipeError
 from assay.components.contracts.recipe import JudgeSettings, Rubric
 from assay.components.contracts.rows import Message
-from assay.components.shared.judging import (
-    ATTEMPTS,
+from assay.components.shared.judging import ATTEMPTS, TIE_MARGIN, BedrockJudge, LocalJudge, OpenAIJudge, open_judge
+from assay.components.shared.questions import (
     GRADE_CLOSING,
-    TIE_MARGIN,
     Answer,
-    BedrockJudge,
-    LocalJudge,
-    OpenAIJudge,
     Question,
     grading_text,
-    open_judge,
     pairwise_text,
     read_grade,
     read_reply,

@@ -33,7 +33,7 @@ from ...contracts.metrics import Metric
 from ...contracts.rows import Message
 from ..agreement import CONSISTENCY
 from ..calibration import BRIER, ECE
-from ..judging import PAIR_CLOSING, Question, read_reply, show_turns, write_question
+from ..questions import PAIR_CLOSING, Question, read_reply, show_turns, write_question
 from ..strict_json import read_object
 from .medication_directions import DOSES, FLAG_SHARES, FREQUENCIES, MAXIMA, ROUTES, UNSAFE, Direction, read_reference
 from .medication_directions import TASK as DIRECTIONS
@@ -159,7 +159,7 @@ def read_question(prompt: Sequence[Message]) -> Question:
         raise DataError(
             "the prompt is no judge's question",
             where="prompt",
-            fix="write it with assay.components.shared.judging.write_question",
+            fix="write it with assay.components.shared.questions.write_question",
         )
     _, asked, first, second = found.groups()
     return Question(asked, first, second, rubric="")
