@@ -18,7 +18,7 @@ from assay.components.shared.chat import completion_ids, prompt_ids
 from assay.components.shared.generate import Generation, Generator
 from assay.components.shared.judging import LocalJudge
 from assay.components.shared.measure import measure, tabulate
-from assay.components.shared.questions import PAIR_CLOSING
+from assay.components.shared.questions import PAIR_CLOSING, write_question
 from assay.components.shared.tasks.direction_judge import MISTAKE_SHARES, REASONS, RUBRIC, read_question
 from assay.components.shared.tasks.medication_directions import TASK as DIRECTIONS
 from assay.components.shared.tasks.task import get_task
@@ -138,7 +138,9 @@ def test_what_is_trained_is_what_the_local_judge_asks(tiny_model: Path) -> None:
     )
     assert JudgeSettings().rubric == RUBRIC
     both = both_orders(Pair(example, a, b), RUBRIC)
-    assert judge._prompts(both, PAIR_CLOSING) == [prompt_ids(judge.tokenizer, parts(row)[0]) for row in ROWS[:2]]
+    assert judge._prompts([write_question(one, PAIR_CLOSING) for one in both]) == [
+        prompt_ids(judge.tokenizer, parts(row)[0]) for row in ROWS[:2]
+    ]
 
 
 def test_a_judge_that_replies_is_read_as_the_task_is_scored(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

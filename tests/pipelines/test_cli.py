@@ -52,7 +52,7 @@ def call(tmp_path, monkeypatch, capsys):
     [
         (
             ("run", "nosuch"),
-            "choose one of: engineering-qa, medication-directions, pharmacy-retrieval, product",
+            "choose one of: direction-judge, engineering-qa, medication-directions, pharmacy-retrieval, product",
         ),
         (("run", "nosuch.yaml"), "nosuch.yaml: cannot be read"),
         (("run", "."), "cannot be read"),
