@@ -118,7 +118,7 @@ FAULTS = {
         "no 'summery'",
     ),
     "eleven inputs": (
-        lambda d, s: _of(s, GATE)["ProcessingInputs"].extend({**INPUT, "InputName": f"i{n}"} for n in range(7)),
+        lambda d, s: _of(s, GATE)["ProcessingInputs"].extend({**INPUT, "InputName": f"i{n}"} for n in range(6)),
         "gate: ProcessingInputs",
         "11 items, at most 10",
     ),
