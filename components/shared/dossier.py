@@ -16,9 +16,9 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..contracts.artifacts import MANIFEST, Manifest, digest_of, read_manifest, sha256_file
-from ..contracts.errors import DataError, RegistryError
+from ..contracts.errors import DataError
 from ..runtime.context import home, registry_address
-from .storage import open_storage
+from .storage import open_storage, read_hashed
 
 State = Literal["whole", "manifest", "gone", "altered"]
 
@@ -74,12 +74,7 @@ def read_dossier(digest: str) -> Dossier:
     Raises:
         RegistryError: It is missing, or not the one that was recorded.
     """
-    storage = open_storage(registry_address())
-    data = storage.read(_key(digest))
-    if data is None or hashlib.sha256(data).hexdigest() != digest:
-        state = "is missing" if data is None else "was altered"
-        where = f"{storage.address}/{_key(digest)}"
-        raise RegistryError(f"the version's dossier {state}", where=where, fix="restore it from a backup")
+    data = read_hashed(open_storage(registry_address()), _key(digest), digest, "the version's dossier")
     return Dossier.model_validate_json(data)
 
 

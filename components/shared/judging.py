@@ -14,6 +14,7 @@ from ..contracts.artifacts import digest_of
 from ..contracts.errors import ModelError, RecipeError
 from ..contracts.recipe import GRADES, JudgeModel, Rubric
 from ..contracts.rows import Message
+from .endpoint import seconds_to_wait
 from .questions import (
     GRADE_CLOSING,
     PAIR_CLOSING,
@@ -270,7 +271,7 @@ class OpenAIJudge:
                 if response.status_code not in RETRIED:
                     return self._content(response)
                 problem = f"HTTP {response.status_code}"
-                wait = max(wait, _seconds(response.headers.get("Retry-After", "")))
+                wait = max(wait, seconds_to_wait(response.headers.get("Retry-After", "")))
             if attempt + 1 < ATTEMPTS:
                 time.sleep(min(wait, LONGEST_WAIT))
         raise ModelError(
@@ -399,8 +400,3 @@ def in_threads(ask: Callable[[str], str], texts: Sequence[str], read: Callable[[
     """Ask about all texts, `THREADS` at a time, and return what is read of the replies, in the texts' order."""
     with ThreadPoolExecutor(THREADS) as pool:
         return [read(reply) for reply in pool.map(ask, texts)]
-
-
-def _seconds(value: str) -> float:
-    """Return the seconds of a Retry-After header; 0 for a date or none."""
-    return float(value) if value.isdigit() else 0.0

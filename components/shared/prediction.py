@@ -5,7 +5,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 
 from ..contracts.rows import Verdict
-from .statistics import Floats, Interval, _by_cluster, _draws, _share
+from .statistics import Floats, Interval, by_cluster, gaffke_draws, share_of_draws
 
 POINTS = {"a": 1.0, "tie": 0.5, "b": 0.0}
 """Of arm a, by the winner of a comparison."""
@@ -68,7 +68,7 @@ def prediction_powered(
     y, f = np.asarray([labels[place] for place in known], np.float64), np.asarray(predictions, np.float64)
 
     def parts(places: Sequence[int], values: Floats) -> tuple[Floats, Floats]:
-        return _by_cluster(values, [clusters[place] for place in places] if clusters is not None else None)
+        return by_cluster(values, [clusters[place] for place in places] if clusters is not None else None)
 
     def estimate(power: float) -> Corrected:
         tail = (1 - confidence) / 2
@@ -76,8 +76,8 @@ def prediction_powered(
 
         def drawn(error: float, prediction: float) -> Floats:
             """Draw the mean, with one more error and one more prediction that were not seen."""
-            means = _draws(*errors, error, tail)
-            return means + _shuffled(_draws(*others, prediction, tail)) if others else means
+            means = gaffke_draws(*errors, error, tail)
+            return means + _shuffled(gaffke_draws(*others, prediction, tail)) if others else means
 
         lower, upper = drawn(low - power * high, power * low), drawn(high - power * low, power * high)
         return Corrected(
@@ -87,7 +87,7 @@ def prediction_powered(
             n=len(known),
             predicted=len(rest),
             power=power,
-            p_value=_share(lower <= bar),
+            p_value=share_of_draws(lower <= bar),
         )
 
     found = [estimate(power) for power in sorted({0.0, _power(y, f, known, rest)})]

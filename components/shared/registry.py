@@ -14,7 +14,6 @@ MLflow's aliases are a view of the ledger: they keep no history and anyone may m
 decide. Only `sync_alias` imports MLflow (two seconds); every question about the champion is answered without it.
 """
 
-import hashlib
 import json
 import logging
 from collections.abc import Sequence
@@ -34,7 +33,7 @@ from .approval import Candidate
 from .dossier import read_dossier
 from .ledger import Draft, Entry
 from .people import Person
-from .storage import open_storage
+from .storage import open_storage, read_hashed
 from .vault import keep_model as keep_model  # the registry's face: callers ask it, not the vault
 from .vault import model_folder as model_folder
 from .vault import read_model as read_model
@@ -112,12 +111,7 @@ def read_decision(digest: str) -> dict[str, Any]:
         RegistryError: It is missing, or not the one that was recorded.
     """
     storage = open_storage(registry_address())
-    data = storage.read(_decision_key(digest))
-    if data is None or hashlib.sha256(data).hexdigest() != digest:
-        state = "is missing" if data is None else "was altered"
-        where = f"{storage.address}/{_decision_key(digest)}"
-        raise RegistryError(f"the decision record {state}", where=where, fix="restore it from a backup")
-    decision: dict[str, Any] = json.loads(data)
+    decision: dict[str, Any] = json.loads(read_hashed(storage, _decision_key(digest), digest, "the decision record"))
     return decision
 
 

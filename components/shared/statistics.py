@@ -2,7 +2,7 @@
 
 * 0/1 values, each its own draw: Wilson's interval, McNemar's exact test, Tango's score test, and against a fixed bound
   Clopper and Pearson's.
-* All others (shares, ratings, rows that share a cluster): Gaffke's bound on a bounded mean, see `_draws`.
+* All others (shares, ratings, rows that share a cluster): Gaffke's bound on a bounded mean, see `gaffke_draws`.
   On −1/0/+1 differences it is McNemar's exact test and on 0/1 values Clopper and Pearson's bound; a bootstrap or a
   sign-flip test promotes too often where a few examples lose much (`tests/benchmarks/gate_error_rates.py`).
 
@@ -112,7 +112,7 @@ def mean_interval(
         high: Largest possible value.
     """
     data = np.asarray(values, dtype=np.float64)
-    sums, sizes = _by_cluster(data, clusters)
+    sums, sizes = by_cluster(data, clusters)
     if len(sums) == len(data) and _is_binary(low, high, data):
         return proportion(float(data.sum()), len(data), confidence)
     ends = _gaffke(sums, sizes, confidence, low, high)
@@ -164,7 +164,7 @@ def bound_test(
         return _nothing(bound, low - high, high - low)
     raw = given[kept]
     turned, bar = (raw, bound) if better == "higher" else (low + high - raw, low + high - bound)
-    sums, sizes = _by_cluster(turned, _keys(clusters, kept))
+    sums, sizes = by_cluster(turned, _keys(clusters, kept))
     if len(sums) == len(turned) and _is_binary(low, high, turned):
         from scipy.stats import binom
 
@@ -172,7 +172,7 @@ def bound_test(
         p_value = float(binom.sf(right - 1, len(turned), bar))
         ends = clopper_pearson(right, len(turned), 1 - 2 * alpha)
     else:
-        p_value = _share(_draws(sums, sizes, low, alpha) <= bar)
+        p_value = share_of_draws(gaffke_draws(sums, sizes, low, alpha) <= bar)
         ends = _gaffke(sums, sizes, 1 - 2 * alpha, low, high)
     gain = Interval(mean=float(turned.mean()) - bar, low=ends[0] - bar, high=ends[1] - bar, n=len(turned))
     passed = _answer(p_value, alpha, gain, 0.0)
@@ -209,7 +209,7 @@ def paired_difference(
         high: Largest possible value of either arm.
     """
     a, b = np.asarray(new, dtype=np.float64), np.asarray(old, dtype=np.float64)
-    sums, sizes = _by_cluster(a - b, clusters)
+    sums, sizes = by_cluster(a - b, clusters)
     if len(sums) == len(a) and _is_binary(low, high, a, b):
         ends = tango(_counts(a, b), confidence)
     else:
@@ -254,13 +254,13 @@ def paired_test(
     keys = _keys(clusters, kept)
     bar = -margin if test == "non_inferiority" else margin
     difference = paired_difference(a, b, 1 - 2 * alpha, clusters=keys, low=low, high=high)
-    sums, sizes = _by_cluster(a - b, keys)
+    sums, sizes = by_cluster(a - b, keys)
     if len(sums) == len(a) and _is_binary(low, high, a, b):
         counts = _counts(a, b)
         exact = test == "superiority" and bar == 0
         p_value = mcnemar(counts) if exact else _cdf(-tango_z(counts, bar))
     else:
-        p_value = _share(_draws(sums, sizes, low - high, alpha) <= bar)
+        p_value = share_of_draws(gaffke_draws(sums, sizes, low - high, alpha) <= bar)
     passed = _answer(p_value, alpha, difference, bar)
     return Tested(
         candidate=float(raw[0].mean()),
@@ -389,7 +389,7 @@ def _counts(candidate: Floats, reference: Floats) -> Counts:
     return Counts(int((candidate > reference).sum()), int((candidate < reference).sum()), len(candidate))
 
 
-def _by_cluster(values: Floats, clusters: Sequence[Hashable] | None) -> tuple[Floats, Floats]:
+def by_cluster(values: Floats, clusters: Sequence[Hashable] | None) -> tuple[Floats, Floats]:
     """Return sum and size of each cluster; each value is its own where no keys are given."""
     if clusters is None or len(set(clusters)) == len(values):
         return values, np.ones(len(values))
@@ -402,12 +402,12 @@ def _gaffke(sums: Floats, sizes: Floats, confidence: float, worst: float, best: 
     """Return both ends of the interval of a mean that lies between `worst` and `best`."""
     tail = (1 - confidence) / 2
     return (
-        float(np.quantile(_draws(sums, sizes, worst, tail), tail)),
-        float(np.quantile(_draws(sums, sizes, best, tail), 1 - tail)),
+        float(np.quantile(gaffke_draws(sums, sizes, worst, tail), tail)),
+        float(np.quantile(gaffke_draws(sums, sizes, best, tail), 1 - tail)),
     )
 
 
-def _draws(sums: Floats, sizes: Floats, extreme: float, tail: float) -> Floats:
+def gaffke_draws(sums: Floats, sizes: Floats, extreme: float, tail: float) -> Floats:
     """Return draws of the mean, enough of them for a quantile at `tail`, under Gaffke's bound.
 
     Gaffke 2005; Learned-Miller and Thomas 2020, arXiv:1905.06208.
@@ -429,7 +429,7 @@ def _draws(sums: Floats, sizes: Floats, extreme: float, tail: float) -> Floats:
     return np.concatenate(means)
 
 
-def _share(hits: NDArray[np.bool_]) -> float:
+def share_of_draws(hits: NDArray[np.bool_]) -> float:
     """Return a p-value from draws; never 0, for the next draw might have hit."""
     return (int(hits.sum()) + 1) / (len(hits) + 1)
 

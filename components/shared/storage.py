@@ -4,6 +4,7 @@ There are no locks. What must happen once is an object that only one caller can 
 `If-None-Match: *` on S3. Both are atomic: a reader sees the whole object or none.
 """
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -49,6 +50,25 @@ class Storage(Protocol):
 
     def keys(self, prefix: str) -> list[str]:
         """Return the keys below `prefix/`, sorted."""
+
+
+def read_hashed(storage: Storage, key: str, digest: str, what: str) -> bytes:
+    """Return an object of which the sha256 is on record.
+
+    Args:
+        storage: Where it lies.
+        key: Its key.
+        digest: The sha256.
+        what: What it is, for the message.
+
+    Raises:
+        RegistryError: It is missing, or not the one that was recorded.
+    """
+    data = storage.read(key)
+    if data is None or hashlib.sha256(data).hexdigest() != digest:
+        state = "is missing" if data is None else "was altered"
+        raise RegistryError(f"{what} {state}", where=f"{storage.address}/{key}", fix="restore it from a backup")
+    return data
 
 
 class FolderStorage:
