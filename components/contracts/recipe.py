@@ -734,7 +734,8 @@ class ApprovalSettings(Section):
 
     required: int = Field(0, ge=0, le=2)
     """People who must approve it; 0 lets the gate's decision make it the champion. With 2, who submitted it may not be
-    one of them. A recipe cannot ask for fewer than the champion it wants to replace was registered with."""
+    one of them; where the gate has a critical criterion, one person is too few. A recipe cannot ask for fewer than the
+    champion it wants to replace was registered with."""
 
 
 class DeploySettings(Section):
@@ -810,6 +811,16 @@ class Recipe(Section):
     def _reward_model_is_used(self) -> Self:
         if self.reward_model and (self.rl is None or self.rl.algorithm != "ppo"):
             raise ValueError("reward_model is what PPO maximises: say rl.algorithm: ppo, or leave reward_model out")
+        return self
+
+    @model_validator(mode="after")
+    def _two_people_for_what_is_critical(self) -> Self:
+        critical = [criterion.metric for criterion in self.gate.criteria if criterion.tier == "critical"]
+        if critical and self.approval.required == 1:
+            raise ValueError(
+                f"{critical[0]} is critical in the gate, so two people must approve: say approval.required: 2 "
+                "(or 0, which lets the gate's decision be enough)"
+            )
         return self
 
     @model_validator(mode="after")

@@ -139,6 +139,7 @@ def register(name: str, evidence: Evidence) -> int:
     known = registry.registered(name, content=content)
     if known is not None:
         return registry.register(name, known.version, content, decision, dossier).version
+    registry.require_turn(name, evidence.decision)  # before MLflow has a version that the ledger would refuse
     entry = registry.register(name, _mlflow_version(name, evidence, kept), content, decision, dossier)
     registry.sync_alias(name)
     return entry.version

@@ -86,7 +86,7 @@ def _difference(
             fix="raise its share in data.shares, or choose another metric",
         )
     new, old, groups = (list(column) for column in zip(*known, strict=True))
-    return paired_difference(new, old, confidence, clusters=groups)
+    return paired_difference(new, old, confidence, clusters=groups, low=metric.low, high=metric.high)
 
 
 def report(place: int) -> Progress:

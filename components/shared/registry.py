@@ -26,8 +26,9 @@ from pydantic import BaseModel, ConfigDict
 
 from ..contracts.artifacts import digest_of, read_manifest
 from ..contracts.errors import RegistryError
+from ..contracts.recipe import GateSettings
 from ..runtime.context import registry_address
-from . import announce, approval, ledger, people
+from . import announce, approval, ledger, looks, people
 from .approval import REACHES_CHAMPION as REACHES_CHAMPION
 from .approval import Candidate
 from .dossier import read_dossier
@@ -121,9 +122,7 @@ def decisions(name: str) -> list[dict[str, Any]]:
     Raises:
         RegistryError: The ledger or a decision record was altered, or a record is missing.
     """
-    digests = dict.fromkeys(entry.decision for entry in history(name) if entry.event in ("registered", "held"))
-    with ThreadPoolExecutor(8) as pool:
-        return list(pool.map(read_decision, digests))
+    return _decisions(history(name))
 
 
 # --- events ---------------------------------------------------------------------------------------------------------
@@ -141,6 +140,15 @@ def require_promotion(decision: dict[str, Any], content: str) -> None:
             fix="only a model that passes the gate is registered; see the run's report for what is missing",
         )
     _require_candidate(decision, content)
+
+
+def require_turn(name: str, decision: dict[str, Any]) -> None:
+    """Refuse a decision that counted too few looks, of which it took a larger part of α than was left.
+
+    Raises:
+        RegistryError: Another run decided on the same held-out examples meanwhile.
+    """
+    _require_turn(history(name), decision)
 
 
 def keep_decision(folder: str | Path) -> str:
@@ -167,7 +175,8 @@ def register(name: str, version: int, content: str, decision: str, dossier: str 
         dossier: sha256 of a kept dossier; empty where there is none.
 
     Raises:
-        RegistryError: The decision does not allow it, or the ledger knows the version with other content.
+        RegistryError: The decision does not allow it or counted too few looks, or the ledger knows the version with
+            other content.
     """
     evidence = read_decision(decision)
     require_promotion(evidence, content)
@@ -182,6 +191,7 @@ def register(name: str, version: int, content: str, decision: str, dossier: str 
             )
         if same and same.decision == decision and _approvals(same.evidence) == _approvals(dossier):
             return same  # the code that registers may have changed since; what was decided on has not
+        _require_turn(entries, evidence)
         number = same.version if same else version
         return Draft("registered", number, content, decision, reason=evidence.get("reason", ""), evidence=dossier)
 
@@ -344,6 +354,28 @@ def sync_alias(name: str) -> dict[str, tuple[int, int]]:
 
 
 # --- rules ----------------------------------------------------------------------------------------------------------
+
+
+def _decisions(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    digests = dict.fromkeys(entry.decision for entry in entries if entry.event in ("registered", "held"))
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(read_decision, digests))
+
+
+def _require_turn(entries: Sequence[Entry], decision: dict[str, Any]) -> None:
+    if "look" not in decision:
+        return  # of a version that did not count
+    policy, held_out = (
+        GateSettings.model_validate(decision["policy"]),
+        looks.HeldOut.model_validate(decision["held_out"]),
+    )
+    found = looks.count(_decisions(entries), decision["candidate"], decision["champion"], policy, held_out)
+    if len(found.earlier) >= decision["look"]:
+        raise RegistryError(
+            f"the gate took this for look {decision['look']} at its held-out examples, and it is look "
+            f"{len(found.earlier) + 1}: another run decided on them meanwhile",
+            fix="run the recipe again: only the gate decides anew, all else comes from the cache",
+        )
 
 
 def _champion(entries: Sequence[Entry]) -> Entry | None:

@@ -87,7 +87,7 @@ def ci_(
     job = Job(load(recipe, profile), engine, _absolute(data), deploy, wait)
     trigger = Trigger.of("ci", ci.identity(identity), job)
     record, _ = once.once(trigger, lambda: launch(job, trigger.id, lambda event: None), wait=wait)
-    told = ci.result(record)
+    told = ci.result(record, job.recipe.approval.required)
     ci.write(told, result, comment)
     typer.echo(json.dumps({key: value for key, value in told.items() if key != "record"}))
     raise typer.Exit(ci.exit_code(told))

@@ -40,18 +40,22 @@ def identity(given: str) -> str:
     return name
 
 
-def result(record: Record) -> dict[str, Any]:
+def result(record: Record, approvals: int = 0) -> dict[str, Any]:
     """Return how a trigger's run ended, the same keys for every engine.
 
     Keys: `trigger`, `engine`, `run`, `name`, `state`, `decision`, `reason`, `version`, `candidate` (a version that
-    awaits approval, where this machine knows of one), `report`, `failed`, `users_fault`, `record` (the gate's decision
-    record where this machine has it, else empty).
+    awaits approval, where this machine knows of one), `approvals`, `report`, `failed`, `users_fault`, `record` (the
+    gate's decision record where this machine has it, else empty).
+
+    Args:
+        record: Of the trigger.
+        approvals: People who must approve what passed the gate.
     """
     outcome, trigger = record.outcome, record.claim.trigger
     if outcome is None:
         raise RecipeError("this trigger came to no run", where=trigger.id, fix="start it again")
     told = _told(outcome) if outcome.engine != "local" else _read_here(outcome)
-    return {"trigger": trigger.id, "engine": outcome.engine, "name": trigger.recipe, **told}
+    return {"trigger": trigger.id, "engine": outcome.engine, "name": trigger.recipe, "approvals": approvals, **told}
 
 
 def exit_code(result: dict[str, Any]) -> int:
@@ -91,6 +95,8 @@ def comment(result: dict[str, Any]) -> str:
 def _headline(result: dict[str, Any]) -> str:
     if result["candidate"]:
         return f"passed the gate, version {result['candidate']} awaits approval"
+    if result["decision"] == "promote" and result["approvals"] and not result["version"]:
+        return "passed the gate, its candidate awaits approval"
     if result["state"] == "SUCCEEDED" and result["decision"] in HEADLINES:
         version = f" as version {result['version']}" if result["version"] else ""
         return HEADLINES[result["decision"]] + version

@@ -9,7 +9,7 @@ from kfp import dsl
 from pydantic import ValidationError
 
 from assay.components.contracts.artifacts import read_manifest, seal
-from assay.components.contracts.errors import DataError, RecipeError
+from assay.components.contracts.errors import DataError, RecipeError, RegistryError
 from assay.components.contracts.metrics import Summary
 from assay.components.contracts.recipe import Criterion, GateSettings, SliceRule
 from assay.components.contracts.rows import Example, Result, Verdict, write_rows
@@ -19,6 +19,7 @@ from assay.components.gate.decide import Finding, Scores, Turn, check_arms, grou
 from assay.components.gate.decide import decide as decide_in_turn
 from assay.components.gate.decide import findings_of as findings_of_columns
 from assay.components.hold_model.component import hold_model
+from assay.components.shared import registry
 from assay.components.shared.looks import HeldOut, Look, Looks
 from assay.components.shared.summary import write_summary
 from assay.components.shared.tasks.task import get_task
@@ -477,16 +478,29 @@ class Chain:
         seal(folder / "data", "splits")
 
     def decide(self, words: str, exact: list[float]) -> dict:
-        """Return the record of a candidate with these bytes and scores, once the registry knows it."""
+        """Return the record of a candidate with these bytes and scores, once the registry knows of it."""
+        return self.end(self.start(words), exact)
+
+    def start(self, words: str) -> Path:
+        """Make a candidate and count the looks before it; return the run's folder."""
         self.runs += 1
         run = self.folder / str(self.runs)
+        (run / "model").mkdir(parents=True)
+        (run / "model" / "model.safetensors").write_text(words)
+        seal(run / "model", "model")
+        policy, data = SETTINGS.model_dump(mode="json"), dsl.Dataset(uri=str(self.folder / "data"))
+        asked = {"name": "chain", "policy": policy, "evaluation": {}, "data": data}
+        made = {"champion": dsl.Model(uri=str(run / "champion")), "looks": dsl.Artifact(uri=str(run / "looks"))}
+        find_champion.python_func(**asked, candidate=dsl.Model(uri=str(run / "model")), **made)
+        return run
+
+    def end(self, run: Path, exact: list[float]) -> dict:
+        """Decide; return the record, which the registry has unless it is to promote."""
 
         def at(name: str, kind=dsl.Artifact):
             return kind(uri=str(run / name))
 
-        (run / "model").mkdir(parents=True)
-        (run / "model" / "model.safetensors").write_text(words)
-        content = seal(run / "model", "model").content
+        content = read_manifest(run / "model", "model").content
         arms = {"baseline": [0.0] * 10 + [1.0] * 2 + [0.0] * 88, "candidate": exact}
         answers = [
             row.model_copy(update={"example_id": one, "group": one})
@@ -498,9 +512,7 @@ class Chain:
         write_rows(run / "verdicts" / "verdicts.parquet", verdicts(3, 1), Verdict)
         seal(run / "verdicts", "verdicts")
         write_summary(at("judging", dsl.Metrics), Summary(step="judge", headline="-", details={"may_decide": False}))
-        policy, data = SETTINGS.model_dump(mode="json"), dsl.Dataset(uri=str(self.folder / "data"))
-        asked = {"name": "chain", "policy": policy, "evaluation": {}, "candidate": at("model"), "data": data}
-        find_champion.python_func(**asked, champion=at("champion"), looks=at("looks"))
+        policy = SETTINGS.model_dump(mode="json")
         given = {"results": at("results"), "verdicts": at("verdicts"), "judging": at("judging"), "looks": at("looks")}
         made = {"decision": at("decision"), "summary": at("summary", dsl.Metrics)}
         passed = gate.python_func(settings=policy, task="medication_directions", **given, **made)
@@ -521,3 +533,24 @@ def test_a_retrain_is_another_look_and_a_repeated_run_is_none(tmp_path: Path, mo
     assert second["level"] == pytest.approx(first["level"] / 4)
     assert chain.decide("unchanged", same) == first
     assert chain.decide("third", better)["look"] == 3
+
+
+def test_of_two_runs_at_once_the_one_that_counted_too_few_looks_decides_anew(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("ASSAY_REGISTRY", str(tmp_path / "registry"))
+    chain = Chain(tmp_path)
+    late, other = chain.start("late"), chain.start("other")
+    chain.end(other, [0.0] * 10 + [1.0] * 2 + [0.0] * 88)
+    record = chain.end(late, [1.0] * 100)
+    assert (record["decision"], record["look"]) == ("promote", 1)
+    content = record["candidate"]
+    for refused in (
+        lambda: registry.require_turn("chain", record),
+        lambda: registry.register("chain", 1, content, registry.keep_decision(late / "decision")),
+    ):
+        with pytest.raises(RegistryError, match="took this for look 1 .* and it is look 2"):
+            refused()
+    assert [entry.event for entry in registry.history("chain")] == ["held"]
+    again = chain.decide("late", [1.0] * 100)
+    assert (again["decision"], again["look"]) == ("promote", 2)
+    kept = registry.keep_decision(tmp_path / str(chain.runs) / "decision")
+    assert registry.register("chain", 1, content, kept).event == "registered"

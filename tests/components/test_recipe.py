@@ -140,3 +140,19 @@ def test_a_panel_stands_in_place_of_the_one_judge(tmp_path):
     assert [one.backend for one in judge.judges] == ["local", "openai"]
     with pytest.raises(RecipeError, match="panel names the judges"):
         Recipe.load(write(tmp_path, f"name: a\njudge: {{backend: bedrock, {panel}}}\n"))
+
+
+@pytest.mark.parametrize(
+    ("required", "tier", "good"),
+    [(1, "critical", False), (2, "critical", True), (0, "critical", True), (1, "primary", True)],
+)
+def test_what_is_critical_takes_two_people_where_people_approve(tmp_path, required, tier, good):
+    path = write(
+        tmp_path,
+        f"name: a\napproval: {{required: {required}}}\ngate: {{criteria: [{{metric: near_miss, tier: {tier}}}]}}\n",
+    )
+    if good:
+        assert Recipe.load(path).approval.required == required
+    else:
+        with pytest.raises(RecipeError, match="near_miss is critical in the gate, so two people must approve"):
+            Recipe.load(path)

@@ -143,6 +143,13 @@ def test_every_engine_ends_in_the_same_keys(home: Path, outcome: Outcome, code: 
     assert outcome.message in words
 
 
+@pytest.mark.parametrize("engine", ["kubeflow", "sagemaker", "local"])
+def test_what_awaits_approval_elsewhere_is_not_called_promoted(home: Path, engine: str) -> None:
+    outcome = Outcome(engine, "a run elsewhere", "SUCCEEDED", decision="promote")
+    result = ci.result(record(outcome), approvals=2)
+    assert "### Assay: lamps passed the gate, its candidate awaits approval" in ci.comment(result)
+
+
 def test_a_trigger_without_a_run_has_no_result() -> None:
     with pytest.raises(RecipeError, match="came to no run"):
         ci.result(record(None))
