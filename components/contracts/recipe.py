@@ -90,6 +90,10 @@ class TrainSettings(Section):
     weight_decay: float = Field(0.0, ge=0)
     precision: Literal["fp32", "bf16"] = "bf16"
     """Of the matrix products, where the machine multiplies bf16 quicker; the weights that learn are kept in fp32."""
+    stochastic_rounding: bool = False
+    """Where weights become bf16, for products or for saving, round up or down by chance in proportion (Gupta et al.
+    2015, arXiv:1502.02551), so that low rates learn. Rounded to the nearest, steps below half of bf16's spacing show
+    nowhere; at high rates that does good, for such steps are mostly noise."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     gradient_checkpointing: bool = False
     """Compute activations again on the way back: less memory, a third more work."""
@@ -219,6 +223,7 @@ class PreferenceSettings(PairSettings, TrainSettings):
     arXiv:2403.07691; no reference model), KTO (Ethayarajh et al. 2024, arXiv:2402.01306; a pair counts as two separate
     opinions) or Relative Preference Optimization (Yin et al. 2024, arXiv:2402.10958; across the pairs of a batch)."""
     learning_rate: float = Field(5e-5, gt=0, lt=1)
+    stochastic_rounding: bool = True
     beta: float = Field(0.1, gt=0)
     """Strength of the pull back to the reference model; IPO's τ; ORPO's weight of the odds ratio."""
     nll_weight: float = Field(1.0, ge=0)
@@ -348,6 +353,7 @@ class RewardModelSettings(PairSettings, TrainSettings):
     """
 
     learning_rate: float = Field(5e-5, gt=0, lt=1)
+    stochastic_rounding: bool = True
     max_pairs_per_prompt: int = Field(2, ge=1)
     max_pairs: int = Field(256, ge=1)
     holdout: float = Field(0.25, gt=0, lt=1)
@@ -414,6 +420,7 @@ class RLSettings(TrainSettings):
     the verifier. Where the recipe does not give them, `epsilon`, `epsilon_high`, `token_level_loss`,
     `dynamic_sampling`, `overlong_buffer` and `scale_rewards` are the algorithm's."""
     learning_rate: float = Field(5e-5, gt=0, lt=1)
+    stochastic_rounding: bool = True
     max_steps: int = Field(16, ge=-1)
     batch_size: int = Field(16, ge=1)
     """Prompts that are sampled for at once."""

@@ -137,7 +137,7 @@ def load_trainable(folder: str | Path, settings: TrainSettings) -> tuple[Any, An
             )
         for layer in layers[: settings.frozen_layers]:
             layer.requires_grad_(False)
-        if multiplies_in_bf16(settings):
+        if settings.stochastic_rounding and multiplies_in_bf16(settings):
             dither_matrices(model)
     return model, tokenizer
 
@@ -446,20 +446,27 @@ def curve(trainer: Any, names: dict[str, str]) -> list[dict[str, float]]:
     ]
 
 
-def save(trainer: Any, tokenizer: Any, folder: str | Path, base: Manifest, metadata: dict[str, Any]) -> Manifest:
+def save(
+    trainer: Any,
+    tokenizer: Any,
+    settings: TrainSettings,
+    folder: str | Path,
+    base: Manifest,
+    metadata: dict[str, Any],
+) -> Manifest:
     """Write the trained model as a `model` artifact, adapters merged: what is evaluated is what is served."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     if getattr(model, "is_loaded_in_4bit", False) or getattr(model.config, "quantization_config", None):
         model = on_whole_weights(model)
     merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
-    save_model(merged, tokenizer, folder, dithered=must_dither(trainer))
+    save_model(merged, tokenizer, folder, dithered=must_dither(trainer, settings))
     kept = {key: value for key, value in base.metadata.items() if key in ("reference", "parameters", "chat_template")}
     return seal(folder, "model", parents={"base": base}, metadata={**kept, **metadata})
 
 
-def must_dither(trainer: Any) -> bool:
+def must_dither(trainer: Any, settings: TrainSettings) -> bool:
     """Return whether the weights have to be dithered to be saved; where products rounded them, they are already."""
-    return not trainer.args.bf16 or hasattr(trainer.model, "peft_config")
+    return settings.stochastic_rounding and (not trainer.args.bf16 or hasattr(trainer.model, "peft_config"))
 
 
 def on_whole_weights(tuned: Any) -> Any:

@@ -103,7 +103,7 @@ def distill(
     learned = load_model(teacher, dtype="bfloat16" if halved else "float32") if settings.kind == "logit" else None
     trainer, watcher = make_trainer(model, tokenizer, rows, settings, seed, learned)
     training.train(trainer, watcher)
-    training.save(trainer, tokenizer, output, parents["base"], {"stage": "distill", "task": task})
+    training.save(trainer, tokenizer, settings, output, parents["base"], {"stage": "distill", "task": task})
     points = training.curve(trainer, NAMES)
     first, last = training.loss_ends(points)
     effect = training.check_effect(

@@ -48,7 +48,7 @@ def fine_tune(
     trainer, watcher = make_trainer(model, tokenizer, rows, asked.passage_ids, settings, seed)
     training.train(trainer, watcher)
     write_encoding(output, encoding)
-    training.save(trainer, tokenizer, output, parents["base"], {"stage": "embedding", "task": task})
+    training.save(trainer, tokenizer, settings, output, parents["base"], {"stage": "embedding", "task": task})
     points = training.curve(trainer, NAMES)
     first, last = training.loss_ends(points)
     effect = training.check_effect(

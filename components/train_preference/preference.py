@@ -134,7 +134,7 @@ def tune(settings: PreferenceSettings, task: str, seed: int, base: str, pairs: s
     before = likelihoods(trainer, unseen)
     training.train(trainer, watcher)
     held_out = held_out_metrics(before, likelihoods(trainer, unseen))
-    training.save(trainer, tokenizer, output, parents["base"], {"stage": "preference", "task": task})
+    training.save(trainer, tokenizer, settings, output, parents["base"], {"stage": "preference", "task": task})
     points = training.curve(trainer, NAMES)
     accuracy, margin = (training.ends(points, name)[1] for name in ("accuracy", "margin"))
     effect = training.check_effect(

@@ -56,7 +56,7 @@ def pretrain(
     trainer, watcher = make_trainer(model, tokenizer, rows, settings, seed)
     training.train(trainer, watcher)
     facts = {"stage": "pretrain", "task": task, "corpus": digest_of(documents)}
-    training.save(trainer, tokenizer, output, parents["base"], facts)
+    training.save(trainer, tokenizer, settings, output, parents["base"], facts)
     points = training.curve(
         trainer, {"loss": "loss", "learning_rate": "learning_rate", "mean_token_accuracy": "token_accuracy"}
     )

@@ -46,7 +46,7 @@ def fit(settings: RewardModelSettings, task: str, seed: int, base: str, pairs: s
     kept, held_out = split(rows, settings.holdout)
     trainer, watcher = make_trainer(model, tokenizer, kept, settings, seed)
     training.train(trainer, watcher)
-    save(trainer, tokenizer, output, kept)
+    save(trainer, tokenizer, settings, output, kept)
     metadata = {name: value for name, value in parents["base"].metadata.items() if name in ("reference", "parameters")}
     seal(output, "reward_model", parents=parents, metadata={**metadata, "stage": "reward_model", "task": task})
     points = training.curve(trainer, NAMES)
@@ -146,12 +146,14 @@ def adapter(settings: TrainSettings) -> Any:
     return lora and replace(lora, modules_to_save=[HEAD], exclude_modules=[HEAD])
 
 
-def save(trainer: Any, tokenizer: Any, folder: str | Path, rows: Sequence[dict[str, Any]]) -> None:
+def save(
+    trainer: Any, tokenizer: Any, settings: RewardModelSettings, folder: str | Path, rows: Sequence[dict[str, Any]]
+) -> None:
     """Write the model with its head, adapters merged, and the scale of its rewards on some pairs."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
     merged.config.pad_token_id = None  # others' code then takes one sequence at a time, and its last token
-    save_model(merged, tokenizer, folder, dithered=training.must_dither(trainer))
+    save_model(merged, tokenizer, folder, dithered=training.must_dither(trainer, settings))
     merged.eval()
     write_scale(folder, raw_rewards(merged, [row[side] for row in rows for side in ("chosen_ids", "rejected_ids")]))
 

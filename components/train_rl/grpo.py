@@ -177,7 +177,7 @@ def tune(settings: RLSettings, task: str, seed: int, base: str, data: str, outpu
         check_probes(probes)
     trainer, watcher = make_trainer(model, tokenizer, rows, score, settings, seed)
     training.train(trainer, watcher)
-    training.save(trainer, tokenizer, output, parents["base"], {"stage": "rl", "task": task})
+    training.save(trainer, tokenizer, settings, output, parents["base"], {"stage": "rl", "task": task})
     points = training.curve(trainer, NAMES)
     sampled = [point for point in points if "reward" in point]  # with `updates` not every step samples
     for point in sampled:

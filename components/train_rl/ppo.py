@@ -336,7 +336,7 @@ def tune(
     rows, dropped = prompts(read_rows(Path(data) / "rl.parquet", Example), tokenizer, settings)
     trainer, watcher = make_trainer(model, tokenizer, rows, get_task(task), settings, seed, base, reward)
     training.train(trainer, watcher)
-    training.save(trainer, tokenizer, output, parents["base"], {"stage": "rl", "task": task})
+    training.save(trainer, tokenizer, settings, output, parents["base"], {"stage": "rl", "task": task})
     points = training.curve(trainer, NAMES)
     nats, limit = training.ends(points, "kl")[1], settings.ppo.max_kl
     effect = training.check_effect(

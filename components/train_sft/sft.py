@@ -24,7 +24,7 @@ def fine_tune(settings: SFTSettings, task: str, seed: int, base: str, data: str,
     rows, dropped = tokenize(read_rows(Path(data) / "sft.parquet", Example), tokenizer, settings.max_tokens)
     trainer, watcher = make_trainer(model, tokenizer, rows, settings, seed)
     training.train(trainer, watcher)
-    training.save(trainer, tokenizer, output, parents["base"], {"stage": "sft", "task": task})
+    training.save(trainer, tokenizer, settings, output, parents["base"], {"stage": "sft", "task": task})
     points = training.curve(
         trainer, {"loss": "loss", "learning_rate": "learning_rate", "mean_token_accuracy": "token_accuracy"}
     )

@@ -90,13 +90,14 @@ def test_a_pair_is_tokenised_as_generation_does(tiny_model: Path, tiny_tokenizer
 
 def test_the_saved_model_gives_the_rewards_of_the_trained_one(tiny_model: Path, tmp_path: Path) -> None:
     for method in ("full", "lora"):
-        trainer = trainer_on(tiny_model, TINY.model_copy(update={"method": method, "max_steps": 4}), count=4)
+        settings = TINY.model_copy(update={"method": method, "max_steps": 4})
+        trainer = trainer_on(tiny_model, settings, count=4)
         head = trainer.accelerator.unwrap_model(trainer.model).score
         before = {name: value.clone() for name, value in head.named_parameters() if value.requires_grad}
         training.train(trainer, training.Watcher([]))
         assert any(not torch.equal(value, before[name]) for name, value in head.named_parameters() if name in before)
         rows = trainer.train_dataset.to_list()
-        reward.save(trainer, trainer.processing_class, tmp_path / method, rows)
+        reward.save(trainer, trainer.processing_class, settings, tmp_path / method, rows)
         trained = trainer.accelerator.unwrap_model(trainer.model)
         trained = trained.get_base_model() if hasattr(trained, "get_base_model") else trained
         sequences = [row["chosen_ids"] for row in rows]

@@ -101,7 +101,7 @@ def test_a_merged_adapter_answers_as_the_adapter_did(tiny_model: Path, tmp_path:
         with trainer.model.disable_adapter():
             plain = trainer.model(input_ids=ids).logits
         base = read_manifest(tiny_model, "model")
-        training.save(trainer, tokenizer, tmp_path / "model", base, {"stage": "sft"})
+        training.save(trainer, tokenizer, settings, tmp_path / "model", base, {"stage": "sft"})
         merged = trainer.model.get_base_model()(input_ids=ids).logits
         saved = load_model(tmp_path / "model")(input_ids=ids).logits
     assert (adapted - plain).abs().max() > 1e-3  # it did learn something

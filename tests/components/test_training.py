@@ -414,13 +414,24 @@ def test_weights_that_products_round_are_dithered_and_compute_as_before(
 ) -> None:
     monkeypatch.setattr(training, "multiplies_bf16", lambda: True)
     stored = load_model(tiny_model)
-    model, _ = training.load_trainable(tiny_model, TrainSettings(frozen_layers=1))
-    plain, _ = training.load_trainable(tiny_model, TrainSettings(frozen_layers=1, precision="fp32"))
-    for (name, old), now, same in zip(stored.named_parameters(), model.parameters(), plain.parameters(), strict=True):
+    chosen = TrainSettings(frozen_layers=1, stochastic_rounding=True)
+    model, _ = training.load_trainable(tiny_model, chosen)
+    whole, _ = training.load_trainable(tiny_model, chosen.model_copy(update={"precision": "fp32"}))
+    nearest, _ = training.load_trainable(tiny_model, TrainSettings(frozen_layers=1))
+    for (name, old), now, *same in zip(
+        stored.named_parameters(), model.parameters(), whole.parameters(), nearest.parameters(), strict=True
+    ):
         moves = now.requires_grad and now.ndim == 2
         assert torch.equal(now, old) != moves, name
         assert torch.equal(now.bfloat16().float(), old), name
-        assert torch.equal(same, old), name
+        assert all(torch.equal(one, old) for one in same), name
+
+
+def test_what_learns_at_low_rates_rounds_by_chance() -> None:
+    by_chance = {
+        one.__name__ for one in TrainSettings.__subclasses__() if one.model_fields["stochastic_rounding"].default
+    }
+    assert by_chance == {"PreferenceSettings", "RewardModelSettings", "RLSettings"}
 
 
 def test_a_gpu_that_is_not_there_is_told() -> None:
