@@ -5,6 +5,7 @@ from typing import Any
 
 from kfp import dsl
 
+from assay.components.benchmark.component import benchmark
 from assay.components.contracts.recipe import JudgeSettings, Kind, Recipe, Section
 from assay.components.deploy_model.component import deploy_model
 from assay.components.find_champion.component import find_champion
@@ -54,6 +55,7 @@ class Wiring:
         self.summaries = {"validation": checked.outputs["summary"], "splits": split.outputs["summary"]}
         self.stages: dict[str, Any] = {}
         self.best = self.base
+        self.champion: Any = None
         self.looks: Any = None
 
     def import_model(self, reference: str, title: str) -> Any:
@@ -90,8 +92,8 @@ class Wiring:
         )
         place(champion.set_display_name("Find champion"), self.recipe, "light")
         champion.set_caching_options(False)  # the registry is not an input
-        self.looks = champion.outputs["looks"]
-        return champion.outputs["champion"]
+        self.looks, self.champion = champion.outputs["looks"], champion.outputs["champion"]
+        return self.champion
 
     def conclude(self, measured: Any) -> None:
         """Add what follows the evaluation: the judge, the gate, its two branches, and the report."""
@@ -114,6 +116,7 @@ class Wiring:
             verdicts=judged.outputs["verdicts"],
             judging=judged.outputs["summary"],
             looks=self.looks,
+            **self._benchmarks(),
         )
         place(decided.set_display_name("Gate"), recipe, "light")
         self.summaries |= {"evaluation": measured.outputs["summary"], "judging": judged.outputs["summary"]}
@@ -145,6 +148,22 @@ class Wiring:
             .set_display_name("Import labels")
             .output
         }
+
+    def _benchmarks(self) -> dict[str, Any]:
+        """Add the benchmarks, and return their results as the gate takes them; nothing where the recipe asks none."""
+        recipe = self.recipe
+        if not recipe.benchmarks:
+            return {}
+        asked = benchmark(
+            settings=recipe.benchmarks.model_dump(mode="json"),
+            data=self.data,
+            baseline=self.base,
+            candidate=self.best,
+            champion=self.champion,
+        )
+        place(asked.set_display_name("Ask benchmarks"), recipe, "generate")
+        self.summaries["benchmarking"] = asked.outputs["summary"]
+        return {"benchmarks": asked.outputs["results"]}
 
     def _act(self, decided: Any, results: Any) -> Any:
         """Add both branches of the gate, and return the version in force after it (0 for none)."""

@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from .artifacts import sha256_file
 from .errors import RecipeError
 
 GRADES = range(1, 6)
@@ -609,6 +610,33 @@ class EvaluateSettings(Section):
         return self
 
 
+class BenchmarkSettings(Section):
+    """Third-party benchmarks, by lm-evaluation-harness (`assay[benchmarks]`): what the model could do beside its task.
+
+    Their metrics are named `TASK.METRIC`, for example `arc_easy.acc_norm`, and may be criteria of the gate.
+    """
+
+    tasks: list[str | dict[str, Any]] = Field(min_length=1)
+    """Names that the harness knows, whose data it fetches from a hub; or task files (`NAME.yaml`, of the harness's own
+    form) beside the recipe, which are read into it. Such a file names its data by URI and runs no code."""
+    limit: int = Field(0, ge=0)
+    """Questions of each task, the first ones; 0 for all."""
+    few_shot: int = Field(-1, ge=-1)
+    """Worked examples before each question; -1 leaves it to the task."""
+    chat_template: bool = False
+    """Ask as a chat does, where the task is written for it."""
+    batch_size: int = Field(16, ge=1)
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+
+    @field_validator("tasks")
+    @classmethod
+    def _files_are_whole(cls, tasks: list[str | dict[str, Any]]) -> list[str | dict[str, Any]]:
+        for task in tasks:
+            if isinstance(task, dict) and not task.get("task"):
+                raise ValueError("a task file says its name: `task: my_benchmark`")
+        return tasks
+
+
 class Rubric(Section):
     """What a judge goes by, in words that a person could grade by too; most often a file beside the recipe.
 
@@ -769,8 +797,8 @@ GRAPHS: dict[Graph, tuple[str, ...]] = {
 }
 """Each graph's sections that train a model, in the order of the climb."""
 STAGES = tuple(stage for stages in GRAPHS.values() for stage in stages)
-OPTIONAL = (*STAGES, "reward_model")
-"""Sections that a recipe may leave out; a reward model is no stage: it yields no candidate."""
+OPTIONAL = (*STAGES, "reward_model", "benchmarks")
+"""Sections that a recipe may leave out; the last two are no stages: they yield no candidate."""
 Kind = Literal["light", "train", "generate"]
 """Of step, by what it asks of the engine."""
 
@@ -802,6 +830,8 @@ class Recipe(Section):
     """By metric, what it must reach for the use; `assay advise` names the lowest rung that does."""
     select: SelectSettings = SelectSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+    benchmarks: BenchmarkSettings | None = None
+    """None (or false) asks none."""
     judge: JudgeSettings = JudgeSettings()
     gate: GateSettings = GateSettings()
     approval: ApprovalSettings = ApprovalSettings()
@@ -831,9 +861,11 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _endpoints_can_answer(self) -> Self:
+    def _models_can_answer(self) -> Self:
         if self.graph == "retrieval" and self.evaluate.endpoints:
             raise ValueError("evaluate.endpoints are of the graph post_training: here arms are searches")
+        if self.graph == "retrieval" and self.benchmarks:
+            raise ValueError("benchmarks are of the graph post_training: an encoder answers nothing")
         return self
 
     @property
@@ -891,6 +923,8 @@ class Recipe(Section):
             raw["seed"] = seed
         if named := rubric_file(raw):
             raw["judge"]["rubric"] = read_mapping(path.parent / named, "a rubric")
+        for place, named in benchmark_files(raw).items():
+            raw["benchmarks"]["tasks"][place] = read_benchmark(path.parent / named)
         try:
             return cls.model_validate(raw)
         except ValidationError as error:
@@ -926,6 +960,46 @@ def rubric_file(raw: dict[str, Any]) -> str:
     judge = raw.get("judge")
     rubric = judge.get("rubric") if isinstance(judge, dict) else None
     return str(rubric["file"]) if isinstance(rubric, dict) and set(rubric) == {"file"} else ""
+
+
+def benchmark_files(raw: dict[str, Any]) -> dict[int, str]:
+    """Return the paths of task files that a recipe, not yet validated, names beside itself, by their place."""
+    section = raw.get("benchmarks")
+    tasks = section.get("tasks") if isinstance(section, dict) else None
+    named = enumerate(tasks) if isinstance(tasks, list) else ()
+    return {place: one for place, one in named if isinstance(one, str) and one.endswith((".yaml", ".yml"))}
+
+
+def read_benchmark(path: Path) -> dict[str, Any]:
+    """Return a task file of lm-evaluation-harness, its local data by absolute path and with their sha256.
+
+    The digests make it another task when the data change, so that no answer comes from the cache by mistake.
+
+    Raises:
+        RecipeError: It cannot be read, or is no mapping of plain values.
+    """
+    task = read_mapping(path, "a benchmark's task")
+    given = task.get("dataset_kwargs")
+    files = given.get("data_files") if isinstance(given, dict) else None
+    if not isinstance(given, dict) or not isinstance(files, str | list | dict):
+        return task
+    digests: dict[str, str] = {}
+
+    def found(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {split: found(one) for split, one in value.items()}
+        if isinstance(value, list):
+            return [found(one) for one in value]
+        local = (path.parent / str(value)).absolute()
+        if "://" in str(value) or not local.is_file():
+            return value
+        digests[local.name] = sha256_file(local)
+        return str(local)
+
+    return task | {
+        "dataset_kwargs": {**given, "data_files": found(files)},
+        "metadata": {**(task.get("metadata") or {}), "sha256": digests},
+    }
 
 
 def merge(base: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:

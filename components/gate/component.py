@@ -1,6 +1,6 @@
 """The wire of `gate`; the work is in `decide.py`."""
 
-from typing import Any
+from typing import Any, Optional
 
 from kfp.dsl import Artifact, Dataset, Input, Metrics, Output
 
@@ -17,6 +17,7 @@ def gate(
     looks: Input[Artifact],
     decision: Output[Artifact],
     summary: Output[Metrics],
+    benchmarks: Optional[Input[Dataset]] = None,
 ) -> bool:
     """Decide whether the candidate may replace the champion.
 
@@ -29,6 +30,7 @@ def gate(
         looks: The earlier decisions on the same examples, over which α is spent.
         decision: `decision.json`: the decision, one sentence of why, and the evidence.
         summary: The decision as scalars.
+        benchmarks: `results` of `benchmark`, if the recipe asks any: their metrics may be criteria too.
 
     Returns:
         True for `promote`, False for `hold` and for `inconclusive`.
@@ -37,4 +39,5 @@ def gate(
     from .decide import run
 
     given = {"results": results.path, "verdicts": verdicts.path, "judging": judging.path, "looks": looks.path}
+    given |= {"benchmarks": benchmarks.path} if benchmarks else {}
     return run(GateSettings.model_validate(settings), task, given, decision.path, summary)

@@ -35,7 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from ..contracts.artifacts import read_manifest, seal, write_atomically
+from ..contracts.artifacts import Manifest, read_manifest, seal, write_atomically
 from ..contracts.errors import DataError, RecipeError
 from ..contracts.metrics import Metric, Summary
 from ..contracts.recipe import Criterion, GateSettings, SliceRule
@@ -57,8 +57,11 @@ from ..shared.summary import read_summary, write_summary
 from ..shared.tasks.task import get_task
 
 CANDIDATE = "candidate"
+BENCHMARKS = "benchmarks"
 ABSOLUTE = "absolute"
 JUDGE_METRIC = "judge_win_rate"
+ASKED = ("baseline", CANDIDATE, "champion")
+"""Arms of which benchmarks are asked."""
 Arms = dict[str, list[Result]]
 
 
@@ -91,6 +94,14 @@ class Scores(NamedTuple):
             groups=None if len(set(groups)) == len(groups) else groups,
             slices={label: np.asarray(places) for label, places in sorted(slices.items())},
         )
+
+
+class Benchmarks(NamedTuple):
+    """What the arms scored beside the task."""
+
+    metrics: list[Metric]
+    arms: Arms
+    scores: Scores
 
 
 class Finding(BaseModel):
@@ -148,12 +159,13 @@ def run(settings: GateSettings, task: str, given: Mapping[str, str], output: str
     Args:
         settings: The policy.
         task: Name of the task.
-        given: Folders of `results`, `verdicts`, `judging` and `looks`.
+        given: Folders of `results`, `verdicts`, `judging` and `looks`; and of `benchmarks`, where there are any.
         output: Folder of the decision.
         summary: The artifact of the decision as scalars.
     """
     started = time.monotonic()
     kinds = {"results": "results", "verdicts": "verdicts", "judging": "summary", "looks": "looks"}
+    kinds |= {BENCHMARKS: BENCHMARKS} if BENCHMARKS in given else {}
     parents = {name: read_manifest(given[name], kind) for name, kind in kinds.items()}
     metrics = get_task(task).metrics
     arms = group_by_arm(read_rows(Path(given["results"]) / "results.parquet", Result))
@@ -165,12 +177,14 @@ def run(settings: GateSettings, task: str, given: Mapping[str, str], output: str
     spent = settings.model_copy(update={"alpha": turn.level or settings.alpha})
     judge = read_summary(given["judging"]).details
     scores = Scores.of(arms, metrics)
+    beside = read_benchmarks(given[BENCHMARKS], parents[BENCHMARKS], digests) if BENCHMARKS in given else None
     findings = [
-        *findings_of(spent, metrics, scores),
+        *findings_of(spent, metrics, scores, beside),
         *judged(spent, judge, read_rows(Path(given["verdicts"]) / "verdicts.parquet", Verdict)),
     ]
     slices = slices_of(settings, metrics, scores)
-    decided = decide(settings, [*findings, *slices], digests, len(arms[CANDIDATE]), metrics, turn)
+    every = [*metrics, *(beside.metrics if beside else [])]
+    decided = decide(settings, [*findings, *slices], digests, len(arms[CANDIDATE]), every, turn)
     record = {
         "schema": 1,
         **decided.model_dump(),
@@ -186,6 +200,7 @@ def run(settings: GateSettings, task: str, given: Mapping[str, str], output: str
         "slices": [finding.model_dump() for finding in slices],
         "judge": judge,
         "arms": {arm: table(rows, metrics) for arm, rows in arms.items()},
+        "benchmarks": {arm: table(rows, beside.metrics) for arm, rows in beside.arms.items()} if beside else {},
         "policy": settings.model_dump(mode="json"),
     }
     write_atomically(Path(output) / "decision.json", json.dumps(record, indent=1, sort_keys=True) + "\n")
@@ -199,6 +214,24 @@ def run(settings: GateSettings, task: str, given: Mapping[str, str], output: str
     )
     write_summary(summary, told, seconds=time.monotonic() - started, parents=parents)
     return promoted
+
+
+def read_benchmarks(folder: str | Path, manifest: Manifest, digests: Mapping[str, str]) -> Benchmarks:
+    """Return what the compared models scored on benchmarks.
+
+    Raises:
+        DataError: They were asked of other models than were measured on the held-out rows.
+    """
+    asked = manifest.metadata.get("arms", {})
+    if asked != {arm: digest for arm, digest in digests.items() if arm in ASKED}:
+        raise DataError(
+            "the benchmarks were asked of other models than were measured on the held-out rows",
+            where="benchmarks",
+            fix="run benchmark and evaluate again on the same models",
+        )
+    metrics = [Metric.model_validate(one) for one in json.loads((Path(folder) / "metrics.json").read_bytes())]
+    arms = group_by_arm(read_rows(Path(folder) / "results.parquet", Result))
+    return Benchmarks(metrics, arms, Scores.of(arms, metrics))
 
 
 def turn_of(settings: GateSettings, looks: Looks, held_out: HeldOut) -> Turn:
@@ -257,16 +290,26 @@ def check_arms(arms: Arms, digests: Mapping[str, str]) -> dict[str, str]:
     return dict(digests)
 
 
-def findings_of(settings: GateSettings, metrics: Sequence[Metric], scores: Scores) -> list[Finding]:
+def findings_of(
+    settings: GateSettings, metrics: Sequence[Metric], scores: Scores, benchmarks: Benchmarks | None = None
+) -> list[Finding]:
     """Return every criterion against every reference that there is; without a champion its comparisons fall away.
 
+    Args:
+        settings: The policy.
+        metrics: The task's.
+        scores: On the held-out rows.
+        benchmarks: Whose metrics may be criteria too.
+
     Raises:
-        RecipeError: A criterion names a metric that the task has not, or a bound that cannot be missed or kept.
+        RecipeError: A criterion names a metric that there is not, or a bound that cannot be missed or kept.
     """
-    by_name = {metric.name: metric for metric in metrics}
+    of_task = {metric.name: metric for metric in metrics}
+    of_benchmarks = {metric.name: metric for metric in benchmarks.metrics} if benchmarks else {}
     found = []
     for criterion in settings.criteria:
-        metric = _metric(by_name, criterion.metric, "gate.criteria")
+        metric = _metric(of_task | of_benchmarks, criterion.metric, "gate.criteria")
+        asked = benchmarks.scores if benchmarks and criterion.metric not in of_task else scores
         if criterion.bound is not None and not metric.low < criterion.bound < metric.high:
             raise RecipeError(
                 f"{metric.name} lies between {metric.low:g} and {metric.high:g}, so the bound {criterion.bound:g} "
@@ -275,16 +318,24 @@ def findings_of(settings: GateSettings, metrics: Sequence[Metric], scores: Score
                 fix="choose a bound between the two",
             )
         found += [
-            _finding(criterion, metric, settings.alpha, scores, versus)
+            _finding(criterion, metric, settings.alpha, asked, versus)
             for versus in criterion.versus
-            if versus == ABSOLUTE or versus in scores.arms
+            if versus == ABSOLUTE or versus in asked.arms
         ]
+    found = [_of_benchmark(one) if one.metric in of_benchmarks.keys() - of_task.keys() else one for one in found]
     return _corrected(found, settings.alpha)
+
+
+def _of_benchmark(finding: Finding) -> Finding:
+    """Take back the number of held-out rows that it would take: it is questions of the benchmark that are too few."""
+    few = "the benchmark's questions are too few to tell, and `benchmarks.limit` sets how many there are"
+    note = few if finding.passed is None and not finding.note else finding.note
+    return finding.model_copy(update={"needed": None, "note": note})
 
 
 def _metric(by_name: Mapping[str, Metric], name: str, where: str) -> Metric:
     if name not in by_name:
-        raise RecipeError(f"the task has no metric {name!r}", where=where, fix=f"choose one of {list(by_name)}")
+        raise RecipeError(f"there is no metric {name!r}", where=where, fix=f"choose one of {list(by_name)}")
     return by_name[name]
 
 

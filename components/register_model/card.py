@@ -57,11 +57,13 @@ def _training(recipe: Recipe) -> str:
 def _evaluation(decision: Mapping[str, Any]) -> str:
     rows = (
         (arm, metric, _number(value.get("mean")), _interval(value), str(value.get("n", "")))
-        for arm, metrics in decision.get("arms", {}).items()
+        for name in ("arms", "benchmarks")
+        for arm, metrics in decision.get(name, {}).items()
         for metric, value in metrics.items()
     )
     head = ("arm", "metric", "mean", "interval", "n")
-    return f"## Evaluation\n\nOn held-out rows, the same for every arm.\n\n{_table(head, rows)}"
+    what = "On held-out rows and, where benchmarks were asked, on theirs; the same for every arm."
+    return f"## Evaluation\n\n{what}\n\n{_table(head, rows)}"
 
 
 def _decision(decision: Mapping[str, Any]) -> str:

@@ -148,7 +148,8 @@ def register(name: str, evidence: Evidence) -> int:
 def metrics_of(decision: dict[str, Any]) -> dict[str, float]:
     """Return the decision's table as metrics: `candidate/exact`, `candidate/exact_low`, `candidate/exact_high`."""
     found: dict[str, float] = {}
-    for arm, metrics in decision.get("arms", {}).items():
+    tables = [*decision.get("arms", {}).items(), *decision.get("benchmarks", {}).items()]
+    for arm, metrics in tables:
         for metric, interval in metrics.items():
             values = {"": interval.get("mean"), "_low": interval.get("low"), "_high": interval.get("high")}
             found |= {f"{arm}/{metric}{end}": float(value) for end, value in values.items() if value is not None}

@@ -35,6 +35,7 @@ def write_report(
     select_rl: Optional[Input[Metrics]] = None,
     select_classifier: Optional[Input[Metrics]] = None,
     embedding: Optional[Input[Metrics]] = None,
+    benchmarking: Optional[Input[Metrics]] = None,
 ) -> None:
     """Tell one run on one page: the decision first, then its evidence.
 
@@ -65,6 +66,7 @@ def write_report(
         select_rl: As `select_sft`.
         select_classifier: As `select_sft`.
         embedding: Summary of that training step.
+        benchmarking: Summary of `benchmark`, if the recipe asks any.
     """
     from pathlib import Path
 
@@ -92,6 +94,7 @@ def write_report(
         "select_classifier": select_classifier,
         "embedding": embedding,
         "evaluation": evaluation,
+        "benchmarking": benchmarking,
         "judging": judging,
     }
     summaries = {name: artifact.path for name, artifact in given.items() if artifact is not None}

@@ -137,7 +137,8 @@ class Run:
             steps |= {stage: f"Train {title}"}
             if stage in self.recipe.stages:
                 steps |= {f"select_{stage}": f"Select after {title}"}
-        return steps | {"evaluation": "Evaluate every arm", "judging": "Judge"}
+        asked = {"benchmarking": "Ask benchmarks"} if "benchmarking" in self.summaries else {}
+        return steps | {"evaluation": "Evaluate every arm"} | asked | {"judging": "Judge"}
 
     @property
     def metrics(self) -> list[Metric]:
@@ -195,6 +196,7 @@ def render(run: Run) -> str:
         banner=banner(run),
         keys=key_numbers(run),
         climb=climb(run),
+        benchmarks=benchmarks(run),
         stages=stages(run),
         advice=advice(run),
         gate=gate(run),
@@ -294,6 +296,32 @@ def climb(run: Run) -> dict[str, Any]:
     }
 
 
+def benchmarks(run: Run) -> dict[str, Any]:
+    """Return the table of third-party benchmarks, arm by metric; empty where none was asked."""
+    told = run.details("benchmarking")
+    arms, seen = told.get("arms") or {}, told.get("contamination") or {}
+    dirty = sum(counts["exact"] + counts["near"] for counts in seen.values())
+    return {
+        "metrics": (metrics := _benchmark_metrics(run)),
+        "rows": [
+            {
+                "arm": run.titles.get(arm, arm),
+                "strong": arm == "candidate",
+                "cells": [cell(arms[arm], metric) for metric in metrics],
+            }
+            for arm in run.titles
+            if arm in arms
+        ],
+        "questions": sum(counts["rows"] for counts in seen.values()),
+        "dirty": dirty,
+        "confidence": percent(run.recipe.benchmarks.confidence) if run.recipe.benchmarks else "",
+    }
+
+
+def _benchmark_metrics(run: Run) -> list[Metric]:
+    return [Metric.model_validate(metric) for metric in run.details("benchmarking").get("metrics") or []]
+
+
 def _same_as_candidate(run: Run) -> str:
     """Return the stage whose model the candidate is, by content digest."""
     digests = run.digests
@@ -355,7 +383,7 @@ def advice(run: Run) -> str:
 
 def gate(run: Run) -> dict[str, Any]:
     """Return the criteria with a forest plot for each reference; gains are to the right for every metric."""
-    by_name = {metric.name: metric for metric in run.metrics}
+    by_name = {metric.name: metric for metric in [*_benchmark_metrics(run), *run.metrics]}
     found = [_criterion(one, by_name) for name in ("criteria", "slices") for one in run.decision.get(name) or []]
     policy, alpha = run.decision.get("policy") or {}, run.decision.get("alpha")
     level = run.decision.get("level") or alpha  # a record of old has no level, and one without any α left has 0

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from assay.components.contracts.recipe import JudgeSettings, Recipe
+from assay.components.contracts.recipe import BenchmarkSettings, JudgeSettings, Recipe
 from assay.pipelines import cli
 from assay.pipelines.engines.local import engine
 from assay.pipelines.graphs import compile_recipe
@@ -178,6 +178,19 @@ def test_peoples_labels_reach_the_judge_and_a_rubric_travels_in_its_settings(tmp
         assert JudgeSettings.model_validate(settings) == judge
         assert settings["rubric"]["scale"]["5"].startswith("What an experienced engineer would say")
         assert ("/labels/mine.jsonl" in path.read_text()) is bool(inputs)
+
+
+def test_benchmarks_are_asked_of_what_the_gate_compares_and_reach_it(tmp_path):
+    recipe = Recipe(name="asked", benchmarks={"tasks": ["arc_easy", {"task": "mine", "dataset_path": "json"}]})
+    tasks = tasks_of(compile_recipe(recipe, tmp_path / "asked.yaml"))
+    for arm in ("baseline", "candidate", "champion"):
+        assert producer(tasks["benchmark"], arm) == producer(tasks["evaluate"], arm)
+    assert producer(tasks["gate"], "benchmarks") == producer(tasks["write-report"], "benchmarking") == "benchmark"
+    told = tasks["benchmark"]["inputs"]["parameters"]["settings"]["runtimeValue"]["constant"]
+    assert BenchmarkSettings.model_validate(told) == recipe.benchmarks
+    plain = tasks_of(compile_recipe(Recipe(name="asked"), tmp_path / "plain.yaml"))
+    assert "benchmark" not in plain
+    assert "benchmarks" not in plain["gate"]["inputs"]["artifacts"]
 
 
 def test_without_rows_there_is_no_such_parameter(documents):

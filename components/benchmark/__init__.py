@@ -1,0 +1,1 @@
+"""Third-party benchmarks, by lm-evaluation-harness."""
