@@ -24,7 +24,7 @@ from ..contracts.errors import DataError, TrainingError
 from ..contracts.metrics import Summary
 from ..contracts.recipe import TrainSettings
 from ..runtime.context import Stopped, progress, work_folder
-from .lean import use_lean_layers
+from .lean import round_embeddings, score_tokens, use_lean_layers
 from .llama import is_supported
 from .models import check_model, dither, load_model, load_tokenizer, multiplies_bf16, save_model, set_threads
 from .packing import pack, tree_mask, use_tree_attention
@@ -35,9 +35,6 @@ CHECKPOINTS = 2
 """Complete checkpoints kept: the newest, and one before it should that one be damaged."""
 MIN_WEIGHT_CHANGE = 1e-6
 """Relative L2 change of the saved weights below which nothing was learned; one bf16 step is 4e-3 of a weight."""
-
-ENTROPY_ROWS = 32
-"""Rows of logits whose entropy is computed at once: a row of 49,152 is 0.2 MB, and there are three copies."""
 
 TORCH_WRITER = "inline_container"
 """In what `torch.save` says when a file cannot be written; the error itself is a plain RuntimeError."""
@@ -267,6 +264,8 @@ def score_answers_only(trainer: Any, temperature: float = 1.0, model: Any = None
     if is_supported(model):
         use_tree_attention(model)
         use_lean_layers(model)
+        if trainer.args.bf16:
+            round_embeddings(model)
 
     def forward(
         *positional: Any, fused_lm_head: bool = False, labels: Any = None, only_logits: bool = False, **named: Any
@@ -279,24 +278,17 @@ def score_answers_only(trainer: Any, temperature: float = 1.0, model: Any = None
         mask = wanted != IGNORED
         states, place = hidden_states(model, *positional, **{**named, "use_cache": False})
         asked, which = place[:, :-1][mask].unique(return_inverse=True)
-        logits = model.get_output_embeddings()(states[asked]).float()  # [tokens asked, vocabulary]
-        if temperature != 1:
-            logits = logits / temperature
+        head = model.get_output_embeddings()
         if only_logits:
-            return CausalLMOutput(logits=logits[which])
-        every = logits.log_softmax(-1)
-        scored = every[which, wanted[mask]]
-        with torch.no_grad():
-            right = logits.argmax(-1)[which] == wanted[mask]
-            entropy = torch.cat([-(part.exp() * part).sum(-1) for part in every.split(ENTROPY_ROWS)])[which]
-            mean = logits.mean(-1)[which]
-        empty = scored.new_zeros(mask.shape)
+            return CausalLMOutput(logits=head(states[asked]).float()[which] / temperature)
+        scores = score_tokens(states[asked], head, which, wanted[mask], temperature)
+        empty = scores.log_probs.new_zeros(mask.shape)
         return FusedCausalLMOutput(
-            loss=-scored.sum() / mask.sum().clamp(min=1),
-            log_probs=empty.masked_scatter(mask, scored),
-            entropy=empty.masked_scatter(mask, entropy),
-            mean_logits=empty.masked_scatter(mask, mean),
-            is_top1=torch.zeros_like(mask).masked_scatter(mask, right),
+            loss=-scores.log_probs.sum() / mask.sum().clamp(min=1),
+            log_probs=empty.masked_scatter(mask, scores.log_probs),
+            entropy=empty.masked_scatter(mask, scores.entropy),
+            mean_logits=empty.masked_scatter(mask, scores.mean),
+            is_top1=torch.zeros_like(mask).masked_scatter(mask, scores.likeliest),
             label_mask=mask,
         )
 

@@ -8,7 +8,15 @@ import pytest
 import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from assay.components.shared.lean import GatedProduct, _norm, use_lean_layers
+from assay.components.shared.lean import (
+    ROWS,
+    GatedProduct,
+    Linear,
+    _norm,
+    round_embeddings,
+    score_tokens,
+    use_lean_layers,
+)
 from assay.components.shared.models import load_model
 
 
@@ -44,6 +52,27 @@ def test_the_gated_product_is_torchs_to_the_bit(dtype: torch.dtype) -> None:
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_the_product_is_autocasts_to_the_bit(frozen: bool) -> None:
+    draw = torch.Generator().manual_seed(3)
+    hidden, weight = torch.randn(2, 7, 32, generator=draw), torch.randn(24, 32, generator=draw)
+
+    def plain(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return torch.nn.functional.linear(hidden, weight)
+
+    def lean(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        answer: torch.Tensor = Linear.apply(hidden, weight, torch.bfloat16)
+        return answer
+
+    if frozen:
+        found = [gradients(lambda hidden: made(hidden, weight), hidden) for made in (plain, lean)]  # noqa: B023
+    else:
+        found = [gradients(made, hidden, weight) for made in (plain, lean)]
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("bf16", [False, True])
 def test_a_model_of_lean_layers_gives_the_same_logits_and_gradients(tiny_model: Path, bf16: bool) -> None:
     plain, lean = load_model(tiny_model), load_model(tiny_model)
@@ -70,3 +99,56 @@ def test_frozen_norms_get_no_gradient_and_pass_it_on(tiny_model: Path) -> None:
     model(torch.arange(20)[None], labels=torch.arange(20)[None]).loss.backward()
     assert model.model.layers[0].input_layernorm.weight.grad is None
     assert model.model.layers[0].self_attn.q_proj.weight.grad.abs().max() > 0
+
+
+def test_scores_of_tokens_are_those_of_a_log_softmax() -> None:
+    draw = torch.Generator().manual_seed(4)
+    states, weight = torch.randn(2 * ROWS + 3, 16, generator=draw), torch.randn(50, 16, generator=draw)
+    which = torch.randint(0, len(states), (90,), generator=draw)  # a state may be asked about several tokens, or none
+    tokens = torch.randint(0, 50, (90,), generator=draw)
+    worth = torch.linspace(-1, 1, 90)
+    found = []
+    for ours in (False, True):
+        head = torch.nn.Linear(16, 50, bias=False)
+        head.weight.data = weight.clone()
+        given = states.clone().requires_grad_()
+        if ours:
+            told = score_tokens(given, head, which, tokens, 0.7)
+        else:
+            logits = head(given) / 0.7
+            every = logits.log_softmax(-1)
+            entropy = -(every.exp() * every).sum(-1)[which]
+            told = (every[which, tokens], entropy, logits.mean(-1)[which], (logits.argmax(-1)[which] == tokens).float())
+        (told[0] * worth).sum().backward()
+        found.append([*(one.detach().float() for one in told), given.grad, head.weight.grad])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_embeddings_in_bf16_change_no_bit_of_a_bf16_step(tiny_model: Path) -> None:
+    found = []
+    for rounded in (False, True):
+        model = load_model(tiny_model)
+        model.get_input_embeddings().weight.requires_grad_(False)
+        if rounded:
+            round_embeddings(model)
+            assert model.get_input_embeddings().weight.dtype == torch.bfloat16
+            assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+        ids = torch.arange(20)[None]
+        with torch.autocast("cpu", torch.bfloat16):
+            made = model(ids, labels=ids)
+        made.loss.backward()
+        found.append([made.logits.detach(), *(one.grad for one in model.parameters() if one.requires_grad)])
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("change", ["train", "fp32"])
+def test_embeddings_that_train_or_that_bf16_would_change_stay(tiny_model: Path, change: str) -> None:
+    model = load_model(tiny_model)
+    weight = model.get_input_embeddings().weight
+    weight.requires_grad_(change == "train")
+    if change == "fp32":
+        weight.data[3, 5] = 1 / 3
+    round_embeddings(model)
+    assert weight.dtype == torch.float32

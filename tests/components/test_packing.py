@@ -68,7 +68,7 @@ def test_a_group_gives_the_log_probabilities_and_gradients_it_gave_without(
         with monkeypatch.context() as patch:
             patch.setattr(training, "is_supported", lambda model, packs=packs: packs)
             patch.setattr(training, "pack", lambda *given: pack(*given, row_tokens=row_tokens))
-            training.score_answers_only(SimpleNamespace(args=SimpleNamespace(use_cpu=True), model=model))
+            training.score_answers_only(SimpleNamespace(args=SimpleNamespace(use_cpu=True, bf16=False), model=model))
             out = model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True)
         (out.log_probs * weights).sum().backward()
         found.append((out, [weight.grad for weight in model.parameters()]))

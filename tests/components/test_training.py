@@ -352,7 +352,7 @@ def test_rewards_that_are_all_equal_are_an_error_that_says_what_to_try(
 @pytest.mark.parametrize("temperature", [1.0, 1.3])
 def test_the_quick_head_is_trls_head(tiny_model: Path, temperature: float) -> None:
     ours, theirs = load_model(tiny_model), load_model(tiny_model)
-    training.score_answers_only(SimpleNamespace(args=SimpleNamespace(use_cpu=True), model=ours), temperature)
+    training.score_answers_only(SimpleNamespace(args=SimpleNamespace(use_cpu=True, bf16=False), model=ours), temperature)
     add_fused_lm_head(theirs, temperature=temperature, outputs=("log_probs", "entropy", "mean_logits", "is_top1"))
     torch.manual_seed(0)
     ids = torch.randint(3, 1000, (3, 12))
@@ -378,7 +378,7 @@ def test_the_quick_head_takes_a_batch_without_labels_and_plain_calls(tiny_model:
     model = load_model(tiny_model)
     ids = torch.arange(3, 9)[None]
     plain = model(input_ids=ids).logits
-    training.score_answers_only(SimpleNamespace(args=SimpleNamespace(use_cpu=True), model=model))
+    training.score_answers_only(SimpleNamespace(args=SimpleNamespace(use_cpu=True, bf16=False), model=model))
     assert torch.equal(model(input_ids=ids).logits, plain)
     empty = model(input_ids=ids, labels=torch.full_like(ids, -100), fused_lm_head=True)
     empty.loss.backward()
