@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import embedding, linear, silu
 
 ROWS = 128
-"""States whose logits are in memory at once: 25 MB of them at a vocabulary of 49k, for each of which the head is read."""
+"""States whose logits are in memory at once, 25 MB at a vocabulary of 49k; the head is read once for each such part."""
 
 
 class RMSNorm(torch.autograd.Function):  # type: ignore[misc]

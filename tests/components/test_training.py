@@ -352,7 +352,8 @@ def test_rewards_that_are_all_equal_are_an_error_that_says_what_to_try(
 @pytest.mark.parametrize("temperature", [1.0, 1.3])
 def test_the_quick_head_is_trls_head(tiny_model: Path, temperature: float) -> None:
     ours, theirs = load_model(tiny_model), load_model(tiny_model)
-    training.score_answers_only(SimpleNamespace(args=SimpleNamespace(use_cpu=True, bf16=False), model=ours), temperature)
+    arguments = SimpleNamespace(use_cpu=True, bf16=False)
+    training.score_answers_only(SimpleNamespace(args=arguments, model=ours), temperature)
     add_fused_lm_head(theirs, temperature=temperature, outputs=("log_probs", "entropy", "mean_logits", "is_top1"))
     torch.manual_seed(0)
     ids = torch.randint(3, 1000, (3, 12))
