@@ -55,6 +55,8 @@ def daemon(client: str) -> Iterator[str]:
             _remove_containers(client)  # an interrupted test leaves its own
             process.terminate()
             process.wait(timeout=60)
+            for mount in (folder / "run" / "netns").glob("*"):  # which it leaves, and which could not be removed
+                subprocess.run(["umount", "--lazy", mount], capture_output=True)
             shutil.rmtree(folder, ignore_errors=True)
 
 
