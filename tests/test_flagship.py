@@ -12,6 +12,7 @@ import pytest
 
 from assay.components.contracts.rows import Result, read_rows
 from assay.components.shared.statistics import Interval, paired_difference
+from test_notebooks import NOTEBOOKS, cells
 
 
 def assay(home: Path, *words: str) -> tuple[int, list[dict[str, Any]]]:
@@ -37,7 +38,7 @@ def paired(results: Path, metric: str) -> Interval:
 
 @pytest.mark.heavy
 @pytest.mark.timeout(7200)
-def test_medication_directions_climbs_is_promoted_and_is_cached(tmp_path: Path):
+def test_medication_directions_climbs_is_promoted_and_is_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     code, events = assay(tmp_path, "run", "medication-directions")
     result = events[-1]
     assert (code, result["decision"], result["version"]) == (0, "promote", 1), result
@@ -48,6 +49,12 @@ def test_medication_directions_climbs_is_promoted_and_is_cached(tmp_path: Path):
     results = next(tmp_path.glob("runs/*/tasks/evaluate/outputs/results/*.parquet"))
     assert paired(results, "near_miss").high < 0, "fewer unsafe directions pass than after SFT"
     assert paired(results, "exact").low > -0.05, "at no fewer exact matches, beyond the gate's margin"
+
+    monkeypatch.setenv("ASSAY_HOME", str(tmp_path))
+    for notebook in NOTEBOOKS:
+        names: dict[str, Any] = {}
+        for cell in cells(notebook):
+            exec(cell, names)
 
     started = time.monotonic()
     code, events = assay(tmp_path, "run", "medication-directions")
