@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_notebooks import NOTEBOOKS, cells
 
 from assay.components.contracts.rows import Result, read_rows
 from assay.components.shared.statistics import Interval, paired_difference
-from test_notebooks import NOTEBOOKS, cells
 
 
 def assay(home: Path, *words: str) -> tuple[int, list[dict[str, Any]]]:
