@@ -3,8 +3,10 @@
     raw rows ► validate_data ► prepare_data ─┐
                        import_model (base) ──┼► evaluate
                        find_champion ────────┘
+                                             └► train_sft ► select_model     three times, for a learning curve
 
-The steps are those of the recipe's own graph, so that its run takes their results from the cache.
+The steps are those of the recipe's own graph, so that its run takes their results from the cache, and that of SFT on
+all rows. The curve is measured on the validation split: held-out rows are for decisions.
 """
 
 from typing import Any
@@ -12,20 +14,29 @@ from typing import Any
 from assay.components.contracts.errors import RecipeError
 from assay.components.contracts.recipe import Recipe
 from assay.components.evaluate.component import evaluate
+from assay.components.select_model.component import select_model
+from assay.components.train_sft.component import train_sft
 
 from .wiring import Wiring, from_rows, place
 
+SHARES = (0.25, 0.5, 1.0)
+"""Of SFT's rows: the points of a learning curve."""
 
-def measuring(recipe: Recipe, data: str = "") -> Any:
+
+def measuring(recipe: Recipe, data: str = "", curve: bool = False) -> Any:
     """Return the pipeline that measures a recipe's baselines.
 
     Args:
         recipe: Its stages are left out; the base model stands in for the candidate.
         data: URI of the user's rows; empty to let the task generate them.
+        curve: Train SFT on `SHARES` of its rows too.
 
     Raises:
-        RecipeError: The recipe is of retrieval, whose search has no encoder before one is trained.
+        RecipeError: The recipe is of retrieval, whose search has no encoder before one is trained; or a curve is
+            wanted, and it has no SFT.
     """
+    if curve and not recipe.sft:
+        raise RecipeError("the recipe has no SFT, so there is no curve", where="--curve", fix="give it a section sft")
     if recipe.graph == "retrieval":
         raise RecipeError(
             "a search by vectors has no encoder before one is trained, so there is nothing to measure beforehand",
@@ -34,7 +45,29 @@ def measuring(recipe: Recipe, data: str = "") -> Any:
         )
 
     def wire(raw: Any) -> None:
-        measured = evaluate(**Wiring(recipe, raw).compared())
+        wiring = Wiring(recipe, raw)
+        measured = evaluate(**wiring.compared())
         place(measured.set_display_name("Measure the baselines"), recipe, "generate")
+        for share in SHARES if curve else ():
+            _point(wiring, share)
 
     return from_rows(recipe, data, wire)
+
+
+def _point(wiring: Wiring, share: float) -> None:
+    """Add one point of the curve: SFT on a share of its rows, measured as the recipe's own graph does."""
+    recipe = wiring.recipe
+    assert recipe.sft is not None
+    trained = train_sft(
+        **wiring.given(recipe.sft.model_copy(update={"share": share})), base=wiring.base, data=wiring.data
+    )
+    place(trained.set_display_name(f"Train: SFT on {share:.0%} of its rows"), recipe, "train")
+    measured = select_model(
+        settings=recipe.select.model_dump(mode="json"),
+        evaluation=recipe.evaluate.model_dump(mode="json"),
+        task=recipe.task,
+        incumbent=wiring.base,
+        challenger=trained.outputs["model"],
+        data=wiring.data,
+    )
+    place(measured.set_display_name(f"Measure SFT on {share:.0%}"), recipe, "generate")

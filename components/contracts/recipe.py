@@ -148,6 +148,8 @@ class SFTSettings(TrainSettings):
 
     title: ClassVar[str] = "SFT"
 
+    share: float = Field(1.0, gt=0, le=1)
+    """Of the split's rows that are learned, the first by id (a hash): points of a learning curve are nested."""
     packing: bool = False
     """Several examples in one sequence, kept apart by flash attention; GPU profile. A CPU packs by prefix anyway."""
 

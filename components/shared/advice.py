@@ -8,7 +8,7 @@ Where the rows come from and who reads the advice is elsewhere: `assay advise`, 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import ceil
+from math import ceil, floor, inf, log, log10
 from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
@@ -58,6 +58,8 @@ FEW_LABELS, MANY_PROMPTS, LEAST_LABELS = 200, 3, 50
 CLASSES, PER_CLASS = 50, 8
 OF_ITS_OWN = 0.5
 HOPELESS, SOLVED = 0.02, 0.98
+FAR = 20
+"""Times the rows that there are, beyond which a learning curve is not followed."""
 
 
 class Cost(NamedTuple):
@@ -66,6 +68,20 @@ class Cost(NamedTuple):
     seconds: float
     source: str
     """Where the seconds are from."""
+
+
+class Point(BaseModel):
+    """One point of SFT's learning curve: the primary metric on the validation split."""
+
+    model_config = ConfigDict(frozen=True)
+
+    rows: int
+    """That were trained on."""
+    mean: float
+    low: float
+    high: float
+    n: int
+    """Validation rows."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +112,8 @@ class Facts:
     """What the gate's policy asks for."""
     costs: Mapping[str, Cost] = field(default_factory=dict)
     """By rung."""
+    curve: Sequence[Point] = ()
+    """By number of rows; empty where none was measured."""
 
     @property
     def primary(self) -> Metric:
@@ -152,6 +170,9 @@ class Advice(BaseModel):
     """Of the rung's steps, and of the kept stages that it stands on; None where nobody measured them."""
     needed: int | None = None
     """Held-out rows in all that would decide, where too few do not."""
+    curve: list[Point] = []
+    outlook: str = ""
+    """What the curve says of more rows; empty without one."""
 
     def words(self) -> str:
         """Return the advice as one short paragraph."""
@@ -196,6 +217,8 @@ def advise(facts: Facts) -> Advice:
                 cost=_cost(rung, cost),
                 seconds=cost.seconds if cost else None,
                 needed=found.needed,
+                curve=list(facts.curve),
+                outlook=outlook(facts),
             )
         if found.sentence:
             passed.append(found.sentence)
@@ -209,6 +232,7 @@ def read_facts(
     selections: Mapping[str, Summary],
     costs: Mapping[str, Cost],
     targets: Mapping[str, float] | None = None,
+    curve: Sequence[Point] = (),
 ) -> Facts:
     """Return the facts of a run.
 
@@ -219,6 +243,7 @@ def read_facts(
         selections: By stage, summary of the step that chose between its input and its output.
         costs: By rung.
         targets: In place of the recipe's.
+        curve: Of SFT, if it was measured.
 
     Raises:
         RecipeError: A target is of no metric of the task.
@@ -253,7 +278,42 @@ def read_facts(
         alpha=recipe.gate.alpha,
         min_examples=recipe.gate.min_examples,
         costs=costs,
+        curve=curve,
     )
+
+
+def outlook(facts: Facts) -> str:
+    """Return in words what SFT's learning curve says of more rows; nothing without two points.
+
+    The error is taken to go on falling as a power of the rows (Hestness et al. 2017, arXiv:1712.00409), as it did
+    between the last two points; so it is a guess, and the more so the farther it reaches.
+    """
+    if len(facts.curve) < 2:
+        return ""
+    metric, (before, last) = facts.primary, facts.curve[-2:]
+    told = ", ".join(f"{one.mean:.3f} [{one.low:.3f}, {one.high:.3f}] with {one.rows:,}" for one in facts.curve)
+    words = f"Learning curve of SFT, {metric.name} on {last.n:,} validation rows: {told}."
+    end = _end(metric)
+    errors = [abs(end - one.mean) for one in (before, last)]
+    if errors[1] >= errors[0]:
+        return f"{words} The last rows brought nothing, so more of the same would not."
+    if not errors[1]:
+        return words
+    power = log(errors[0] / errors[1]) / log(last.rows / before.rows)
+    twice = end + (last.mean - end) * 2**-power
+    words += f" If its error goes on falling as it last did, {2 * last.rows:,} rows come to {twice:.3f}"
+    goal = facts.targets.get(metric.name)
+    if goal is None or abs(end - goal) >= errors[1]:
+        return f"{words}."
+    wanted = last.rows * (errors[1] / abs(end - goal)) ** (1 / power) if goal != end else inf
+    reach = f"takes about {round_up(wanted):,}" if wanted <= FAR * last.rows else "is out of its reach"
+    return f"{words}, and the target {goal:.3f} {reach}."
+
+
+def round_up(value: float) -> int:
+    """Return a number of rows to two digits, rounded up: it is a guess, and should look like one."""
+    step = int(10 ** max(0, floor(log10(value)) - 1))
+    return ceil(value / step) * step
 
 
 # --- the rules ------------------------------------------------------------------------------------------------------

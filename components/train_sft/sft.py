@@ -1,6 +1,7 @@
 """Supervised fine-tuning with TRL; the loss is on the assistant's tokens and on no other."""
 
 import time
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ..contracts.recipe import SFTSettings
 from ..contracts.rows import Example, read_rows
 from ..shared import training
 from ..shared.chat import completion_ids, prompt_ids
+from ..shared.measure import first_rows
 from ..shared.summary import write_summary
 
 
@@ -21,7 +23,10 @@ def fine_tune(settings: SFTSettings, task: str, seed: int, base: str, data: str,
     started = time.monotonic()
     parents = {"base": read_manifest(base, "model"), "data": read_manifest(data, "splits")}
     model, tokenizer = training.load_trainable(base, settings)
-    rows, dropped = tokenize(read_rows(Path(data) / "sft.parquet", Example), tokenizer, settings.max_tokens)
+    examples = read_rows(Path(data) / "sft.parquet", Example)
+    if settings.share < 1:
+        examples = first_rows(examples, ceil(settings.share * len(examples)))
+    rows, dropped = tokenize(examples, tokenizer, settings.max_tokens)
     trainer, watcher = make_trainer(model, tokenizer, rows, settings, seed)
     training.train(trainer, watcher)
     training.save(trainer, tokenizer, settings, output, parents["base"], {"stage": "sft", "task": task})

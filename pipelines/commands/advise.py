@@ -14,10 +14,13 @@ from assay.components.contracts.recipe import Recipe
 from .options import BROKEN, HOME, INTERRUPTED, USERS_FAULT, Data, Home, Json, Profile, find_recipe, load, use
 
 if TYPE_CHECKING:  # numpy, which no other command needs at its start
-    from assay.components.shared.advice import Advice, Cost
+    from assay.components.contracts.metrics import Summary
+    from assay.components.shared.advice import Advice, Cost, Point
 
-MEASURING = "measuring"
-"""Marks the record of a run that measures baselines only."""
+MEASURING, CURVE = "measuring", "curve"
+"""Mark the record of a run that measures baselines only, and SFT on parts of its rows."""
+PLACES = ("", "-2", "-3")
+"""Ends of the names of such a run's steps, from the fewest rows to all (`measuring.SHARES`)."""
 WITH_SELECTION = ("sft", "distill", "preference", "rl", "classifier")
 """Stages that `select_model` follows, in the order of the graph."""
 OWN_STEPS = {
@@ -37,6 +40,9 @@ def advise_(
     reach: Annotated[
         list[str] | None, typer.Option("--target", help="METRIC=VALUE: what is needed; in place of the recipe's.")
     ] = None,
+    curve: Annotated[
+        bool, typer.Option("--curve", help="Of a recipe: train SFT on parts of its rows too, for a learning curve.")
+    ] = False,
     data: Data = "",
     profile: Profile = "",
     as_json: Json = False,
@@ -45,7 +51,7 @@ def advise_(
     """Recommend the lowest rung that suffices: a prompt, examples, retrieval, a classifier, a training, or none."""
     use(home)
     wanted = read_targets(reach) if reach else None
-    record = _measured(target, data, profile, as_json, home.absolute())
+    record = _measured(target, curve, data, profile, as_json, home.absolute())
     recipe = Recipe.model_validate(record.metadata["recipe"])
     advice = advise_run(home.absolute(), record, recipe, wanted)
     if as_json:
@@ -64,6 +70,8 @@ def show(advice: "Advice", name: str, run: str) -> None:
         console.print("  What the rungs below it showed:", markup=False)
     for line in advice.passed:
         console.print(f"    {line}", markup=False, soft_wrap=True)
+    if advice.outlook:
+        console.print(f"  {advice.outlook}", markup=False, soft_wrap=True)
     console.print(f"  Measured by run {run}.", markup=False)
 
 
@@ -122,8 +130,20 @@ def advise_run(home: Path, record: Any, recipe: Recipe, targets: Mapping[str, fl
         {stage: summary(step) for stage, step in selects.items()},
         {stage: cost for stage in OWN_STEPS if (cost := cost_of(stage, recipe, here))},
         targets,
+        [
+            point_of(summary(f"train-sft{place}"), summary(f"select-model{place}"))
+            for place in (PLACES if record.metadata.get(CURVE) else ())
+        ],
     )
     return advise(facts)
+
+
+def point_of(trained: "Summary", measured: "Summary") -> "Point":
+    """Return a point of a learning curve from the summaries of its training and of its measurement."""
+    from assay.components.shared.advice import Point
+
+    details: dict[str, Any] = dict(measured.details)
+    return Point(rows=int(trained.metrics["examples"]), **next(iter(details["challenger"].values())))
 
 
 def selections(recipe: Recipe) -> dict[str, str]:
@@ -147,17 +167,19 @@ def cost_of(stage: str, recipe: Recipe, here: Mapping[str, float]) -> "Cost | No
     return None
 
 
-def _measured(target: str, data: str, profile: str, as_json: bool, home: Path) -> Any:
+def _measured(target: str, curve: bool, data: str, profile: str, as_json: bool, home: Path) -> Any:
     """Return the record of a run that was named, or of a new one that measures a recipe's baselines."""
     from ..engines.local import store
 
+    if curve:
+        return _measure(load(target, profile), data, as_json, home, curve)
     if target == "latest" or Path(target, "run.json").is_file() or store.run_folder(home, target).is_dir():
         return store.load_run(home, target)
     find_recipe(target)  # neither a run nor a recipe: its error names the recipes that there are
     return _measure(load(target, profile), data, as_json, home)
 
 
-def _measure(recipe: Recipe, data: str, as_json: bool, home: Path) -> Any:
+def _measure(recipe: Recipe, data: str, as_json: bool, home: Path, curve: bool = False) -> Any:
     from kfp.compiler import Compiler
 
     from ..engines.local import engine, outcome, session
@@ -168,14 +190,14 @@ def _measure(recipe: Recipe, data: str, as_json: bool, home: Path) -> Any:
     uri = str(Path(data).absolute()) if data else ""
     path = home / "pipelines" / f"{recipe.name}-baselines.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    Compiler().compile(measuring(recipe, uri), str(path))
+    Compiler().compile(measuring(recipe, uri, curve), str(path))
     with session.watching(recipe, home, as_json=as_json) as watch:
         record = engine.run(
             path,
             home=home,
             name=f"{recipe.name}-baselines",
             on_event=watch,
-            metadata={"recipe": recipe.model_dump(mode="json"), "data": uri, MEASURING: True},
+            metadata={"recipe": recipe.model_dump(mode="json"), "data": uri, MEASURING: True, CURVE: curve},
         )
     if record.state != "SUCCEEDED":
         result = outcome.read(home, record)

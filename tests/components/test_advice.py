@@ -8,7 +8,18 @@ import pytest
 from assay.components.contracts.errors import RecipeError
 from assay.components.contracts.metrics import Metric, Summary
 from assay.components.contracts.recipe import Recipe
-from assay.components.shared.advice import FEW_LABELS, LEAST_LABELS, PER_CLASS, RULES, Cost, Facts, advise, read_facts
+from assay.components.shared.advice import (
+    FEW_LABELS,
+    LEAST_LABELS,
+    PER_CLASS,
+    RULES,
+    Cost,
+    Facts,
+    Point,
+    advise,
+    outlook,
+    read_facts,
+)
 from assay.components.shared.statistics import examples_to_show, examples_to_tell, proportion
 
 EXACT = Metric(name="exact", title="Exact", better="higher", definition="")
@@ -225,3 +236,47 @@ def test_facts_are_read_from_the_summaries_of_a_run():
     assert found.verdicts == {"sft": "challenger"}
     with pytest.raises(RecipeError, match="no metric 'exakt'"):
         read_facts(recipe, splits, told, selected, {}, {"exakt": 1.0})
+
+
+def curve(*means: float) -> list[Point]:
+    return [Point(rows=100 * 2**k, mean=mean, low=mean - 0.1, high=mean + 0.1, n=80) for k, mean in enumerate(means)]
+
+
+def test_without_a_curve_there_is_no_outlook():
+    assert (advise(facts()).outlook, advise(facts()).curve) == ("", [])
+    assert advise(facts(curve=curve(0.5))).outlook == ""
+
+
+def test_the_curve_is_told_and_followed():
+    """The error goes 0.8, 0.4, 0.2: it halves with each doubling, so 800 rows leave 0.1, and 0.05 takes 1,600."""
+    advice = advise(facts(curve=curve(0.2, 0.6, 0.8), targets={"exact": 0.95}))
+    assert "0.200 [0.100, 0.300] with 100, 0.600 [0.500, 0.700] with 200, 0.800" in advice.outlook
+    assert "exact on 80 validation rows" in advice.outlook
+    assert "800 rows come to 0.900, and the target 0.950 takes about 1,600." in advice.outlook
+    assert [point.rows for point in advice.curve] == [100, 200, 400]
+
+
+@pytest.mark.parametrize(
+    ("means", "target", "words"),
+    [
+        ((0.5, 0.5), 0.8, "The last rows brought nothing"),
+        ((0.50, 0.51), 0.8, "is out of its reach"),
+        ((0.5, 0.8), 1.0, "is out of its reach"),
+        ((0.5, 0.9), 0.8, "400 rows come to 0.980."),
+        ((0.5, 1.0), 0.8, "1.000 [0.900, 1.100] with 200."),
+    ],
+)
+def test_where_a_curve_ends(means: tuple[float, ...], target: float, words: str):
+    assert words in outlook(facts(curve=curve(*means), targets={"exact": target}))
+
+
+def test_where_lower_is_better_the_curve_falls():
+    told = outlook(
+        facts(
+            metrics=[MISSES, EXACT],
+            arms={"baseline": arm(0.1, misses=0.9)},
+            curve=curve(0.8, 0.4),
+            targets={"misses": 0.1},
+        )
+    )
+    assert "400 rows come to 0.200, and the target 0.100 takes about 800." in told

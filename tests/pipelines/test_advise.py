@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,13 @@ def test_baselines_are_measured_and_a_finished_measurement_is_read_again(base_mo
     unknown = assay("advise", told["run"], "--target", "exakt=1", cwd=tmp_path)
     assert unknown.returncode == 2
     assert "the task has no metric 'exakt'" in unknown.stderr
+    curved = last(assay("advise", recipe, "--data", rows, "--curve", "--target", "exact=0.99", "--json", cwd=tmp_path))
+    counts = [point["rows"] for point in curved["curve"]]
+    labels = counts[-1]
+    assert counts == [ceil(labels / 4), ceil(labels / 2), labels]
+    assert all(point["low"] <= point["mean"] <= point["high"] for point in curved["curve"])
+    assert curved["curve"][0]["mean"] < curved["curve"][-1]["mean"]
+    assert curved["outlook"].startswith("Learning curve of SFT, exact on ")
 
 
 def test_a_target_that_is_none_is_refused() -> None:
