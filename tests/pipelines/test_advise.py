@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from kfp.compiler import Compiler
 
 from assay.components.contracts.errors import RecipeError
 from assay.components.contracts.recipe import Recipe
-from assay.pipelines.commands.advise import cost_of, read_targets, selections
+from assay.pipelines.commands.advise import PLACES, cost_of, read_targets, selections
 from assay.pipelines.commands.options import RECIPES
 from assay.pipelines.measuring import measuring
 from fixtures.tiny_chain import make_learner, write_recipe, write_rows
@@ -54,6 +56,13 @@ def test_baselines_are_measured_and_a_finished_measurement_is_read_again(base_mo
     unknown = assay("advise", told["run"], "--target", "exakt=1", cwd=tmp_path)
     assert unknown.returncode == 2
     assert "the task has no metric 'exakt'" in unknown.stderr
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(1200)
+def test_a_learning_curve_is_measured_and_told(base_model: Path, tmp_path: Path) -> None:
+    recipe = str(write_recipe(tmp_path / "recipe.yaml", make_learner(tmp_path / "learner", base_model)))
+    rows = str(write_rows(tmp_path / "rows.jsonl"))
     curved = last(assay("advise", recipe, "--data", rows, "--curve", "--target", "exact=0.99", "--json", cwd=tmp_path))
     counts = [point["rows"] for point in curved["curve"]]
     labels = counts[-1]
@@ -61,6 +70,21 @@ def test_baselines_are_measured_and_a_finished_measurement_is_read_again(base_mo
     assert all(point["low"] <= point["mean"] <= point["high"] for point in curved["curve"])
     assert curved["curve"][0]["mean"] < curved["curve"][-1]["mean"]
     assert curved["outlook"].startswith("Learning curve of SFT, exact on ")
+
+
+def test_a_curve_trains_on_parts_of_the_rows_and_ends_at_the_recipes_own_stage(tmp_path: Path) -> None:
+    recipe = Recipe.load(RECIPES / "medication-directions.yaml")
+    Compiler().compile(measuring(recipe, curve=True), str(tmp_path / "curve.yaml"))
+    tasks = next(yaml.safe_load_all((tmp_path / "curve.yaml").read_text()))["root"]["dag"]["tasks"]
+    told = [
+        tasks[f"train-sft{place}"]["inputs"]["parameters"]["settings"]["runtimeValue"]["constant"] for place in PLACES
+    ]
+    assert [one["share"] for one in told] == [0.25, 0.5, 1.0]
+    assert recipe.sft is not None
+    assert told[-1] == recipe.sft.model_dump(mode="json")
+    assert {f"select-model{place}" for place in PLACES} <= tasks.keys()
+    with pytest.raises(RecipeError, match="no SFT"):
+        measuring(recipe.model_copy(update={"sft": None}), curve=True)
 
 
 def test_a_target_that_is_none_is_refused() -> None:
