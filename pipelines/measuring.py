@@ -14,7 +14,6 @@ from typing import Any
 from assay.components.contracts.errors import RecipeError
 from assay.components.contracts.recipe import Recipe
 from assay.components.evaluate.component import evaluate
-from assay.components.select_model.component import select_model
 from assay.components.train_sft.component import train_sft
 
 from .wiring import Wiring, from_rows, place
@@ -48,26 +47,12 @@ def measuring(recipe: Recipe, data: str = "", curve: bool = False) -> Any:
         wiring = Wiring(recipe, raw)
         measured = evaluate(**wiring.compared())
         place(measured.set_display_name("Measure the baselines"), recipe, "generate")
-        for share in SHARES if curve else ():
-            _point(wiring, share)
+        if not curve or not recipe.sft:
+            return
+        for share in SHARES:
+            given = wiring.given(recipe.sft.model_copy(update={"share": share}))
+            trained = train_sft(**given, base=wiring.base, data=wiring.data)
+            place(trained.set_display_name(f"Train: SFT on {share:.0%} of its rows"), recipe, "train")
+            wiring.select(wiring.base, trained, f"Measure SFT on {share:.0%}")
 
     return from_rows(recipe, data, wire)
-
-
-def _point(wiring: Wiring, share: float) -> None:
-    """Add one point of the curve: SFT on a share of its rows, measured as the recipe's own graph does."""
-    recipe = wiring.recipe
-    assert recipe.sft is not None
-    trained = train_sft(
-        **wiring.given(recipe.sft.model_copy(update={"share": share})), base=wiring.base, data=wiring.data
-    )
-    place(trained.set_display_name(f"Train: SFT on {share:.0%} of its rows"), recipe, "train")
-    measured = select_model(
-        settings=recipe.select.model_dump(mode="json"),
-        evaluation=recipe.evaluate.model_dump(mode="json"),
-        task=recipe.task,
-        incumbent=wiring.base,
-        challenger=trained.outputs["model"],
-        data=wiring.data,
-    )
-    place(measured.set_display_name(f"Measure SFT on {share:.0%}"), recipe, "generate")

@@ -35,7 +35,6 @@ from assay.components.build_preferences.component import build_preferences
 from assay.components.contracts.recipe import PairSettings, PretrainSettings, Recipe, RewardModelSettings
 from assay.components.evaluate.component import evaluate
 from assay.components.sample_candidates.component import sample_candidates
-from assay.components.select_model.component import select_model
 from assay.components.train_classifier.component import train_classifier
 from assay.components.train_distill.component import train_distill
 from assay.components.train_preference.component import train_preference
@@ -134,17 +133,9 @@ class Stages(Wiring):
 
     def _stage(self, name: str, trained: Any) -> None:
         """Let a stage's model compete with its input, and go on with the better one."""
-        recipe, title = self.recipe, self.recipe.stages[name]
-        place(trained.set_display_name(f"Train: {title}"), recipe, "train")
-        chosen = select_model(
-            settings=recipe.select.model_dump(mode="json"),
-            evaluation=recipe.evaluate.model_dump(mode="json"),
-            task=recipe.task,
-            incumbent=self.best,
-            challenger=trained.outputs["model"],
-            data=self.data,
-        )
-        place(chosen.set_display_name(f"Select after {title}"), recipe, "generate")
+        title = self.recipe.stages[name]
+        place(trained.set_display_name(f"Train: {title}"), self.recipe, "train")
+        chosen = self.select(self.best, trained, f"Select after {title}")
         self.summaries |= {name: trained.outputs["summary"], f"select_{name}": chosen.outputs["summary"]}
         self.stages[name] = trained.outputs["model"]
         self.best = chosen.outputs["best"]

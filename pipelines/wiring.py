@@ -16,6 +16,7 @@ from assay.components.import_model.component import import_model
 from assay.components.judge.component import judge
 from assay.components.prepare_data.component import prepare_data
 from assay.components.register_model.component import register_model
+from assay.components.select_model.component import select_model
 from assay.components.validate_data.component import validate_data
 from assay.components.write_report.component import write_report
 
@@ -69,6 +70,18 @@ class Wiring:
     def given(self, settings: Section) -> dict[str, Any]:
         """Return what every training step is told."""
         return {"settings": settings.model_dump(mode="json"), "task": self.recipe.task, "seed": self.recipe.seed}
+
+    def select(self, incumbent: Any, trained: Any, title: str) -> Any:
+        """Add the comparison of a trained model with another on the validation split, and return it."""
+        chosen = select_model(
+            settings=self.recipe.select.model_dump(mode="json"),
+            evaluation=self.recipe.evaluate.model_dump(mode="json"),
+            task=self.recipe.task,
+            incumbent=incumbent,
+            challenger=trained.outputs["model"],
+            data=self.data,
+        )
+        return place(chosen.set_display_name(title), self.recipe, "generate")
 
     def compared(self) -> dict[str, Any]:
         """Return what every evaluation is given: the held-out rows, and the models to compare on them."""

@@ -117,7 +117,7 @@ def _ask_all(
     folders = {manifest.content: models[arm] for arm, manifest in arms.items()}
     answered: dict[str, dict[str, list[Sample]]] = {}
     for place, (content, folder) in enumerate(folders.items()):
-        kept = {name: context.work_folder() / f"{content[:16]}-{_slug(name)}.json" for name in tasks}
+        kept = {name: context.work_folder() / f"{content[:16]}-{_digest(name)}.json" for name in tasks}
         left = {name: task for name, task in tasks.items() if not kept[name].is_file()}
         model = _load(folder, settings) if left else None
         for name, task in left.items():
@@ -126,10 +126,6 @@ def _ask_all(
             context.progress(place * len(tasks) + len(tasks) - len(left) + 1, len(folders) * len(tasks), "benchmarks")
         answered[content] = {name: json.loads(path.read_bytes()) for name, path in kept.items()}
     return answered
-
-
-def _slug(name: str) -> str:
-    return hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
 def _load(folder: str, settings: BenchmarkSettings) -> Any:

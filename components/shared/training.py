@@ -272,13 +272,15 @@ def score_answers_only(trainer: Any, temperature: float = 1.0, model: Any = None
     ) -> Any:
         if not fused_lm_head:
             return before(*positional, **({"labels": labels} if labels is not None else {}), **named)
-        if named.get("output_router_logits"):  # a mixture of experts, whose balance TRL's head accounts for
+        head = model.get_output_embeddings()
+        plain = type(head) is torch.nn.Linear and head.bias is None
+        # TRL's head accounts for the balance of a mixture of experts, and takes a head of any kind.
+        if named.get("output_router_logits") or not (plain or only_logits):
             return before(*positional, fused_lm_head=True, labels=labels, **named)
         wanted = labels[:, 1:]
         mask = wanted != IGNORED
         states, place = hidden_states(model, *positional, **{**named, "use_cache": False})
         asked, which = place[:, :-1][mask].unique(return_inverse=True)
-        head = model.get_output_embeddings()
         if only_logits:
             return CausalLMOutput(logits=head(states[asked]).float()[which] / temperature)
         scores = score_tokens(states[asked], head, which, wanted[mask], temperature)

@@ -123,27 +123,29 @@ def advise_run(home: Path, record: Any, recipe: Recipe, targets: Mapping[str, fl
 
     selects = selections(recipe) if not record.metadata.get(MEASURING) else {}
     here = session.last_seconds(home, recipe.name)
+    evaluation = summary("evaluate-retrieval" if recipe.graph == "retrieval" else "evaluate")
+    primary = str(evaluation.details["metrics"][0]["name"])
     facts = read_facts(
         recipe,
         summary("prepare-data"),
-        summary("evaluate-retrieval" if recipe.graph == "retrieval" else "evaluate"),
+        evaluation,
         {stage: summary(step) for stage, step in selects.items()},
         {stage: cost for stage in OWN_STEPS if (cost := cost_of(stage, recipe, here))},
         targets,
         [
-            point_of(summary(f"train-sft{place}"), summary(f"select-model{place}"))
+            point_of(summary(f"train-sft{place}"), summary(f"select-model{place}"), primary)
             for place in (PLACES if record.metadata.get(CURVE) else ())
         ],
     )
     return advise(facts)
 
 
-def point_of(trained: "Summary", measured: "Summary") -> "Point":
-    """Return a point of a learning curve from the summaries of its training and of its measurement."""
+def point_of(trained: "Summary", measured: "Summary", metric: str) -> "Point":
+    """Return a point of a metric's learning curve from the summaries of a training and of its measurement."""
     from assay.components.shared.advice import Point
 
     details: dict[str, Any] = dict(measured.details)
-    return Point(rows=int(trained.metrics["examples"]), **next(iter(details["challenger"].values())))
+    return Point(rows=int(trained.metrics["examples"]), **details["challenger"][metric])
 
 
 def selections(recipe: Recipe) -> dict[str, str]:

@@ -130,7 +130,7 @@ def test_every_question_has_its_score_for_every_arm(tmp_path, recipe, tiny_model
 
 
 def kept(tmp_path: Path, content: str) -> list[dict]:
-    return json.loads((tmp_path / "work" / f"{content[:16]}-{work._slug('colours')}.json").read_bytes())
+    return json.loads((tmp_path / "work" / f"{content[:16]}-{work._digest('colours')}.json").read_bytes())
 
 
 def test_a_limit_takes_the_first_questions_and_changed_data_are_another_task(tmp_path, recipe) -> None:

@@ -349,6 +349,21 @@ def test_rewards_that_are_all_equal_are_an_error_that_says_what_to_try(
     assert "group_size" in error.value.fix
 
 
+def test_a_head_of_another_kind_is_left_to_trls_head(tiny_model: Path) -> None:
+    class Shifted(torch.nn.Linear):
+        def forward(self, states: torch.Tensor) -> torch.Tensor:
+            return super().forward(states) + 1
+
+    model = load_model(tiny_model)
+    model.lm_head.__class__ = Shifted
+    asked: list[dict[str, Any]] = []
+    model.forward = lambda *rest, **named: asked.append(named)
+    training.score_answers_only(SimpleNamespace(args=SimpleNamespace(use_cpu=True, bf16=False), model=model))
+    ids = torch.arange(6)[None]
+    model(input_ids=ids, labels=ids, fused_lm_head=True)
+    assert asked[0]["fused_lm_head"] is True
+
+
 @pytest.mark.parametrize("temperature", [1.0, 1.3])
 def test_the_quick_head_is_trls_head(tiny_model: Path, temperature: float) -> None:
     ours, theirs = load_model(tiny_model), load_model(tiny_model)

@@ -13,8 +13,10 @@ import yaml
 from kfp.compiler import Compiler
 
 from assay.components.contracts.errors import RecipeError
+from assay.components.contracts.metrics import Summary
 from assay.components.contracts.recipe import Recipe
-from assay.pipelines.commands.advise import PLACES, cost_of, read_targets, selections
+from assay.components.shared.advice import Point
+from assay.pipelines.commands.advise import PLACES, cost_of, point_of, read_targets, selections
 from assay.pipelines.commands.options import RECIPES
 from assay.pipelines.measuring import measuring
 from fixtures.tiny_chain import make_learner, write_recipe, write_rows
@@ -70,6 +72,15 @@ def test_a_learning_curve_is_measured_and_told(base_model: Path, tmp_path: Path)
     assert all(point["low"] <= point["mean"] <= point["high"] for point in curved["curve"])
     assert curved["curve"][0]["mean"] < curved["curve"][-1]["mean"]
     assert curved["outlook"].startswith("Learning curve of SFT, exact on ")
+
+
+def test_a_point_of_the_curve_is_of_the_primary_metric_wherever_it_stands() -> None:
+    cells = {
+        name: {"mean": mean, "low": 0.0, "high": 1.0, "n": 9} for name, mean in (("length", 0.9), ("similar", 0.4))
+    }
+    measured = Summary(step="select_model", headline="-", details={"challenger": cells})
+    trained = Summary(step="train_sft", headline="-", metrics={"examples": 80.0})
+    assert point_of(trained, measured, "similar") == Point(rows=80, mean=0.4, low=0.0, high=1.0, n=9)
 
 
 def test_a_curve_trains_on_parts_of_the_rows_and_ends_at_the_recipes_own_stage(tmp_path: Path) -> None:
