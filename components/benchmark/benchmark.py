@@ -14,10 +14,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from ..contracts.artifacts import Manifest, read_manifest, seal, write_atomically
+from ..contracts.artifacts import Manifest, read_manifest, seal, sha256_file, write_atomically
 from ..contracts.errors import DataError, RecipeError
 from ..contracts.metrics import Metric
-from ..contracts.recipe import BenchmarkSettings
+from ..contracts.packages import PREFIX, package_file
+from ..contracts.recipe import BenchmarkSettings, read_benchmark
 from ..contracts.rows import Example, Message, Result, read_table, write_rows
 from ..runtime import context
 from ..shared.contamination import TRAINING, find_contamination
@@ -26,6 +27,8 @@ from ..shared.models import check_model, first_line
 from ..shared.summary import write_summary
 
 METRICS = "metrics.json"
+TASKS = Path(__file__).parent / "tasks"
+"""Benchmarks whose data a Python package ships, as task files."""
 TITLES = {
     "acc": "accuracy",
     "acc_norm": "accuracy, answers weighed by length",
@@ -84,20 +87,24 @@ def load_tasks(settings: BenchmarkSettings) -> dict[str, Any]:
         raise RecipeError(
             "lm-evaluation-harness is not installed", where="benchmarks", fix="pip install 'assay[benchmarks]'"
         ) from error
-    names = [task for task in settings.tasks if isinstance(task, str)]
+    own = {path.stem: path for path in sorted(TASKS.glob("*.yaml"))}
+    ours = {name: read_benchmark(path) for name, path in own.items() if name in settings.tasks}
+    names = [task for task in settings.tasks if isinstance(task, str) and task not in ours]
     manager = TaskManager(include_defaults=bool(names))  # to look through its thousands of files takes seconds
     for name in names:
         if name not in manager.task_index:
             raise RecipeError(
                 f"lm-evaluation-harness has no task {name!r}",
                 where="benchmarks.tasks",
-                fix="`python -m lm_eval ls tasks` lists what it has; or name a task file (.yaml) beside the recipe",
+                fix=f"`python -m lm_eval ls tasks` lists what it has; {' and '.join(own)} are Assay's; or name a file",
             )
     found: dict[str, Any] = {}
     for task in settings.tasks:
         title = task if isinstance(task, str) else str(task["task"])
+        given = ours.get(title, task) if isinstance(task, str) else task
+        given = given if isinstance(given, str) else locate(given)
         try:
-            found |= manager.load([task])["tasks"]
+            found |= manager.load([given])["tasks"]
         except Exception as error:  # datasets, the hub, Jinja: whatever a task's data are read with
             raise DataError(
                 f"the benchmark {title} cannot be read: {first_line(error)}",
@@ -108,6 +115,39 @@ def load_tasks(settings: BenchmarkSettings) -> dict[str, Any]:
         if settings.few_shot >= 0:
             task.set_config(key="num_fewshot", value=settings.few_shot)
     return found
+
+
+def locate(task: dict[str, Any]) -> dict[str, Any]:
+    """Return a task whose data in packages are named by their paths on this machine.
+
+    Raises:
+        RecipeError: A package is not installed here.
+        DataError: Its data are others than those that the recipe was read with.
+    """
+    where = f"benchmarks.tasks: {task['task']}"
+    digests = (task.get("metadata") or {}).get("sha256") or {}
+
+    def found(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {split: found(one) for split, one in value.items()}
+        if isinstance(value, list):
+            return [found(one) for one in value]
+        if not str(value).startswith(PREFIX):
+            return value
+        path = package_file(str(value), where)
+        digest = sha256_file(path)
+        if digests.get(str(value), digest) != digest:
+            raise DataError(
+                f"{value} is not the file that the recipe was read with",
+                where=where,
+                fix="install the same version of the package here",
+            )
+        return str(path)
+
+    given = task.get("dataset_kwargs")
+    if not isinstance(given, dict) or "data_files" not in given:
+        return task
+    return task | {"dataset_kwargs": {**given, "data_files": found(given["data_files"])}}
 
 
 def _ask_all(
@@ -253,8 +293,7 @@ def _digest(*parts: str) -> str:
 
 def contamination(answered: Mapping[str, Sequence[Sample]], data: str | Path) -> dict[str, dict[str, int]]:
     """Return by benchmark how many of its questions the training rows have, as `find_contamination` counts."""
-    training = {name: read_table(Path(data) / f"{name}.parquet", Example) for name in TRAINING}
-    found = {}
+    splits = {name: read_table(Path(data) / f"{name}.parquet", Example) for name in TRAINING}
     for name, samples in answered.items():
         questions = [
             Example(
@@ -265,6 +304,5 @@ def contamination(answered: Mapping[str, Sequence[Sample]], data: str | Path) ->
             ).model_dump()
             for sample in samples
         ]
-        asked = pa.Table.from_pylist(questions, schema=Example.SCHEMA)
-        found[name] = find_contamination({**training, "test": asked}).counts["test"]
-    return found
+        splits[name] = pa.Table.from_pylist(questions, schema=Example.SCHEMA)
+    return find_contamination(splits, list(answered)).counts

@@ -22,6 +22,7 @@ from pydantic import (
 
 from .artifacts import sha256_file
 from .errors import RecipeError
+from .packages import PREFIX, package_file
 
 GRADES = range(1, 6)
 """Of a judge, worst to best."""
@@ -619,8 +620,9 @@ class BenchmarkSettings(Section):
     """
 
     tasks: list[str | dict[str, Any]] = Field(min_length=1)
-    """Names that the harness knows, whose data it fetches from a hub; or task files (`NAME.yaml`, of the harness's own
-    form) beside the recipe, which are read into it. Such a file names its data by URI and runs no code."""
+    """Names that the harness knows, whose data it fetches from a hub; names of Assay's own files, whose data are in a
+    Python package (`components/benchmark/tasks`); or task files (`NAME.yaml`, of the harness's own form) beside the
+    recipe, which are read into it. Such a file names its data by URI or as `package:NAME/PATH`, and runs no code."""
     limit: int = Field(0, ge=0)
     """Questions of each task, the first ones; 0 for all."""
     few_shot: int = Field(-1, ge=-1)
@@ -973,12 +975,13 @@ def benchmark_files(raw: dict[str, Any]) -> dict[int, str]:
 
 
 def read_benchmark(path: Path) -> dict[str, Any]:
-    """Return a task file of lm-evaluation-harness, its local data by absolute path and with their sha256.
+    """Return a task file of lm-evaluation-harness, its local data by absolute path, and the sha256 of what is here.
 
-    The digests make it another task when the data change, so that no answer comes from the cache by mistake.
+    The digests make it another task when the data change, so that no answer comes from the cache by mistake. Data in a
+    package (`package:NAME/PATH`) keep their name, for they lie elsewhere on another machine.
 
     Raises:
-        RecipeError: It cannot be read, or is no mapping of plain values.
+        RecipeError: It cannot be read, or is no mapping of plain values; or a package is not installed.
     """
     task = read_mapping(path, "a benchmark's task")
     given = task.get("dataset_kwargs")
@@ -992,6 +995,9 @@ def read_benchmark(path: Path) -> dict[str, Any]:
             return {split: found(one) for split, one in value.items()}
         if isinstance(value, list):
             return [found(one) for one in value]
+        if str(value).startswith(PREFIX):
+            digests[str(value)] = sha256_file(package_file(str(value), str(path)))
+            return value
         local = (path.parent / str(value)).absolute()
         if "://" in str(value) or not local.is_file():
             return value

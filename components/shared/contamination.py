@@ -63,13 +63,14 @@ class Contamination(NamedTuple):
         return found["exact"] / found["rows"] if found["rows"] else 0.0
 
 
-def find_contamination(splits: Mapping[Any, pa.Table]) -> Contamination:
+def find_contamination(splits: Mapping[Any, pa.Table], evaluation: Sequence[str] = EVALUATION) -> Contamination:
     """Compare every evaluation row with all training rows.
 
     Args:
         splits: Tables of `Example`, by name.
+        evaluation: Names of those that are evaluated on.
     """
-    held = {name: splits[name] for name in EVALUATION if name in splits}
+    held = {name: splits[name] for name in evaluation if name in splits}
     common = _common_systems(held.values())
     seen = pl.concat([_texts(splits[name], name, common) for name in TRAINING if name in splits])
     asked = pl.concat([_texts(table, name, common) for name, table in held.items()])

@@ -15,6 +15,9 @@ from torch.nn.functional import embedding, linear, silu
 
 ROWS = 128
 """States whose logits are in memory at once, 25 MB at a vocabulary of 49k; the head is read once for each such part."""
+KEPT = 1024
+"""States of a batch whose logits are kept for the way back, 100 MB at 49k in bf16; of more, and in fp32, they are
+computed again."""
 
 
 class RMSNorm(torch.autograd.Function):  # type: ignore[misc]
@@ -110,7 +113,7 @@ def score_tokens(states: Tensor, head: torch.nn.Linear, which: Tensor, tokens: T
 
 
 class TokenScores(torch.autograd.Function):  # type: ignore[misc]
-    """`score_tokens`, `ROWS` states at a time; the logits are computed again on the way back.
+    """`score_tokens`, `ROWS` states at a time; of the first `KEPT` a product's rounded logits are kept.
 
     Of a vocabulary of 49k, the logits of 150 tokens are 29 MB in fp32, and all at once they take five times that.
     """
@@ -124,8 +127,12 @@ class TokenScores(torch.autograd.Function):  # type: ignore[misc]
         found = [states.new_empty(len(tokens), dtype=torch.float32) for _ in range(3)]
         likeliest = torch.zeros(len(tokens), dtype=torch.bool, device=states.device)
         normaliser = states.new_empty(len(states), 1, dtype=torch.float32)
+        kept = []
         for start, mine, row in _parts(len(states), which):
-            logits = _logits(rounded[start : start + ROWS], head, temperature)
+            made = linear(rounded[start : start + ROWS], head)
+            if start < KEPT and made.dtype != torch.float32:  # else twice the memory
+                kept.append(made)
+            logits = _logits(made, temperature)
             mean, best = logits.mean(-1), logits.argmax(-1)
             chosen = logits[row, tokens[mine]]
             normal = normaliser[start : start + ROWS] = logits.logsumexp(-1, keepdim=True)
@@ -134,7 +141,7 @@ class TokenScores(torch.autograd.Function):  # type: ignore[misc]
             for place, values in enumerate((chosen - normal[row, 0], entropy[row], mean[row])):
                 found[place][mine] = values
             likeliest[mine] = best[row] == tokens[mine]
-        ctx.save_for_backward(rounded, weight, which, tokens, normaliser)
+        ctx.save_for_backward(rounded, weight, which, tokens, normaliser, *kept)
         ctx.temperature, ctx.given = temperature, states.dtype
         ctx.mark_non_differentiable(found[1], found[2], likeliest)
         return found[0], found[1], found[2], likeliest
@@ -142,14 +149,16 @@ class TokenScores(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of `states` and of `weight`."""
-        rounded, weight, which, tokens, normaliser = ctx.saved_tensors
+        rounded, weight, which, tokens, normaliser, *kept = ctx.saved_tensors
         head = weight.to(rounded.dtype)
         below = torch.empty_like(rounded)
         weights = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         for start, mine, row in _parts(len(rounded), which):
             part = rounded[start : start + ROWS]
             worth = gradient[mine]
-            slope = _logits(part, head, ctx.temperature).sub_(normaliser[start : start + ROWS]).exp_()
+            place = start // ROWS
+            made = kept[place] if place < len(kept) else linear(part, head)
+            slope = _logits(made, ctx.temperature).sub_(normaliser[start : start + ROWS]).exp_()
             slope.mul_(-worth.new_zeros(len(part)).index_add_(0, row, worth)[:, None])
             slope.index_put_((row, tokens[mine]), worth, accumulate=True)
             slope = slope.div_(ctx.temperature).to(rounded.dtype)
@@ -166,8 +175,8 @@ def _parts(count: int, which: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
         yield start, mine, which[mine] - start
 
 
-def _logits(states: Tensor, head: Tensor, temperature: float) -> Tensor:
-    logits = linear(states, head).float()
+def _logits(made: Tensor, temperature: float) -> Tensor:
+    logits = made.float()
     return logits.div_(temperature) if temperature != 1 else logits
 
 

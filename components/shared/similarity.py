@@ -6,14 +6,12 @@ files are read as data and its code is not run. Word order has no part in it: tw
 """
 
 from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..contracts.errors import RecipeError
+from ..contracts.packages import package_folder
 
 PACKAGE = "wordllama"
 WEIGHTS, TENSOR = "weights/l2_supercat_256.safetensors", "embedding.weight"
@@ -51,25 +49,6 @@ def load_encoder() -> Encoder:
     tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
     tokenizer.no_padding()
     return Encoder(load_file(folder / WEIGHTS)[TENSOR].astype(np.float32), tokenizer)
-
-
-def package_folder(name: str) -> Path:
-    """Return the folder of an installed package of which the files are wanted, without importing it.
-
-    Args:
-        name: As it is imported.
-
-    Raises:
-        RecipeError: It is not installed.
-    """
-    spec = find_spec(name)
-    if spec is None or spec.origin is None:
-        raise RecipeError(
-            f"the package {name.replace('_', '-')} is not installed",
-            where="task",
-            fix=f"python -m pip install --no-deps {name.replace('_', '-')}",
-        )
-    return Path(spec.origin).parent
 
 
 @cache

@@ -126,6 +126,7 @@ def arm_process(stage: str, arm: str, model: str) -> None:
         **({"nll_weight": 0.0} if stage == "dpo" else {}),
     )
     network, tokenizer = training.load_trainable(model, settings)
+    _import_all()
     start = time.perf_counter()
     make = _ours if arm.startswith("assay") else _peer
     trainer, tokens = make(stage, arm, settings, network, tokenizer, examples[:-1], pairs, task)
@@ -147,6 +148,18 @@ def arm_process(stage: str, arm: str, model: str) -> None:
             }
         )
     )
+
+
+def _import_all() -> None:
+    """Import what either arm uses: two seconds that are of neither's work."""
+    from trl import DPOTrainer, GRPOTrainer, SFTTrainer
+
+    from assay.components.shared import rewards
+    from assay.components.train_preference import preference
+    from assay.components.train_rl import grpo
+    from assay.components.train_sft import sft
+
+    assert all((DPOTrainer, GRPOTrainer, SFTTrainer, rewards, preference, grpo, sft))
 
 
 def _ours(

@@ -8,9 +8,10 @@ from kfp import dsl
 
 from assay.components.benchmark import benchmark as work
 from assay.components.benchmark.component import benchmark
-from assay.components.contracts.artifacts import read_manifest, seal
+from assay.components.contracts.artifacts import read_manifest, seal, sha256_file
 from assay.components.contracts.errors import DataError, RecipeError
 from assay.components.contracts.metrics import Metric
+from assay.components.contracts.packages import package_file
 from assay.components.contracts.recipe import BenchmarkSettings, Criterion, GateSettings, Recipe
 from assay.components.contracts.rows import Example, Message, Result, read_rows, write_rows
 from assay.components.gate.decide import Scores, findings_of, read_benchmarks
@@ -139,6 +140,72 @@ def test_a_limit_takes_the_first_questions_and_changed_data_are_another_task(tmp
     before = settings.tasks[0]["metadata"]["sha256"]
     (tmp_path / "colours.jsonl").write_text("{}", encoding="utf-8")
     assert Recipe.load(tmp_path / "recipe.yaml").benchmarks.tasks[0]["metadata"]["sha256"] != before
+
+
+TOPICS = """
+task: topics
+dataset_path: json
+dataset_kwargs: {data_files: {test: "package:zaragoza_construction_faq/data/faq-en.jsonl"}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{q}}\\nThis is about"
+doc_to_choice: [heating, walls]
+doc_to_target: 0
+metric_list:
+  - {metric: acc, aggregation: mean, higher_is_better: true}
+"""
+
+
+def test_data_in_a_package_keep_their_name_and_are_compared_where_they_are_read(tmp_path: Path) -> None:
+    (tmp_path / "topics.yaml").write_text(TOPICS, encoding="utf-8")
+    path = tmp_path / "recipe.yaml"
+    path.write_text("name: a\nbenchmarks: {tasks: [topics.yaml]}\n", encoding="utf-8")
+    settings = Recipe.load(path).benchmarks
+    ((reference, digest),) = settings.tasks[0]["metadata"]["sha256"].items()
+    assert settings.tasks[0]["dataset_kwargs"]["data_files"] == {"test": reference}
+    assert digest == sha256_file(package_file(reference, ""))
+    (task,) = work.load_tasks(settings).values()
+    assert len(list(task.test_docs())) == 503
+    other = BenchmarkSettings(tasks=[settings.tasks[0] | {"metadata": {"sha256": {reference: "0" * 64}}}])
+    with pytest.raises(DataError, match="not the file that the recipe was read with"):
+        work.load_tasks(other)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"), [("no_such_package/a.jsonl", "no-such-package is not installed"), ("trl/a", "has no file a")]
+)
+def test_a_package_that_is_not_here_is_told_with_the_recipe(tmp_path: Path, data: str, words: str) -> None:
+    (tmp_path / "topics.yaml").write_text(
+        TOPICS.replace("zaragoza_construction_faq/data/faq-en.jsonl", data), encoding="utf-8"
+    )
+    (tmp_path / "recipe.yaml").write_text("name: a\nbenchmarks: {tasks: [topics.yaml]}\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match=words):
+        Recipe.load(tmp_path / "recipe.yaml")
+
+
+def test_assays_own_task_files_ask_what_the_packages_rows_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With rows of the package's form, for the package itself is 700 MB and not among Assay's."""
+    rows = {
+        "quartz": ("Eric adds resistors. The resistance\n\n A: increases\n B: decreases", "B"),
+        "fcc_amateur_extra": ("Which one?\nA. 1 MHz\nB. 2 MHz\nC. 3 MHz\nD. 4 MHz\n", "C"),
+    }
+    for name, (question, ideal) in rows.items():
+        folder = tmp_path / "evals" / "registry" / "data" / name
+        folder.mkdir(parents=True)
+        turns = [{"role": "system", "content": "Choose."}, {"role": "user", "content": question}]
+        (folder / "samples.jsonl").write_text(json.dumps({"input": turns, "ideal": ideal}), encoding="utf-8")
+    settings = BenchmarkSettings(tasks=list(rows))
+    (tmp_path / "evals" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    tasks = work.load_tasks(settings)
+    asked = {name: next(iter(task.test_docs())) for name, task in tasks.items()}
+    assert {name: task.doc_to_text(asked[name]) for name, task in tasks.items()} == {
+        "quartz": "Question: Eric adds resistors. The resistance\nAnswer:",
+        "fcc_amateur_extra": "Which one?\nA. 1 MHz\nB. 2 MHz\nC. 3 MHz\nD. 4 MHz\nAnswer:",
+    }
+    assert tasks["quartz"].doc_to_choice(asked["quartz"]) == ["increases", "decreases"]
+    assert tasks["quartz"].doc_to_target(asked["quartz"]) == 1
+    assert tasks["fcc_amateur_extra"].doc_to_target(asked["fcc_amateur_extra"]) == 2
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from assay.components.contracts.errors import RecipeError
+from assay.components.contracts.packages import package_folder
 from assay.components.contracts.recipe import Recipe
-from assay.components.shared.similarity import load_encoder, package_folder, similarity
+from assay.components.shared.similarity import load_encoder, similarity
 from assay.components.shared.tasks import engineering_qa
 from assay.components.shared.tasks.engineering_qa import TASK, length_ratio, overlap, words
 from assay.components.shared.tasks.task import get_task

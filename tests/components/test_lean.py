@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from assay.components.shared import lean as lean_module
 from assay.components.shared.lean import (
     ROWS,
     GatedProduct,
@@ -123,6 +124,26 @@ def test_scores_of_tokens_are_those_of_a_log_softmax() -> None:
         found.append([*(one.detach().float() for one in told), given.grad, head.weight.grad])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_logits_that_were_kept_give_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = torch.Generator().manual_seed(4)
+    states, weight = torch.randn(3 * ROWS, 16, generator=draw), torch.randn(50, 16, generator=draw)
+    which, tokens = (torch.randint(0, many, (90,), generator=draw) for many in (len(states), 50))
+    found = []
+    for kept in (0, ROWS, 8 * ROWS):
+        monkeypatch.setattr(lean_module, "KEPT", kept)
+        head = torch.nn.Linear(16, 50, bias=False)
+        head.weight.data = weight.clone()
+        given = states.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            told = score_tokens(given, head, which, tokens, 0.7)
+        bytes_kept = sum(one.nbytes for one in told.log_probs.grad_fn.saved_tensors if one.shape[-1:] == (50,))
+        assert bytes_kept == min(kept, len(states)) * 50 * 2
+        (told.log_probs * torch.linspace(-1, 1, 90)).sum().backward()
+        found.append([told.log_probs.detach(), given.grad, head.weight.grad])
+    for one in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], one, strict=True))
 
 
 def test_embeddings_in_bf16_change_no_bit_of_a_bf16_step(tiny_model: Path) -> None:

@@ -15,9 +15,10 @@ from typing import Any
 
 from ...contracts.errors import RecipeError
 from ...contracts.metrics import Metric
+from ...contracts.packages import package_folder
 from ...contracts.rows import Message
 from ..metrics import token_f1, words
-from ..similarity import package_folder, similarity
+from ..similarity import similarity
 
 SYSTEM = "Answer the question about building and renovation in two or three plain sentences."
 """Of four that were tried on the base model the one under which it does best: a weak prompt makes any training shine.
