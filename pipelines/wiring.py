@@ -100,6 +100,7 @@ class Wiring:
             name=self.recipe.name,
             policy=self.recipe.gate.model_dump(mode="json"),
             evaluation=self.recipe.evaluate.model_dump(mode="json"),
+            measurement=self.recipe.measurement,
             candidate=self.best,
             data=self.data,
         )

@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from .artifacts import sha256_file
+from .artifacts import digest_of, sha256_file
 from .errors import RecipeError
 from .packages import PREFIX, package_file
 
@@ -897,6 +897,13 @@ class Recipe(Section):
     @field_serializer(*OPTIONAL, when_used="json")
     def _write_left_out(self, value: Section | None) -> Any:
         return value or False  # the IR's constants have no null, and a missing key would be the default again
+
+    @property
+    def measurement(self) -> str:
+        """Digest of all by which arms are measured: measured otherwise, a model is asked a new question."""
+        idle = {"batch_size", "confidence", "golden_prompts", "endpoints"}  # none of them moves a score of the gate's
+        sections = (self.evaluate, self.judge, self.benchmarks)
+        return digest_of([one and one.model_dump(mode="json", exclude=idle) for one in sections])
 
     @classmethod
     def load(cls, path: str | Path, profile: str = "", seed: int | None = None) -> Self:

@@ -46,6 +46,7 @@ def write_looks(
     content: str,
     champion: Entry | None,
     policy: GateSettings,
+    measurement: str,
     data: tuple[Path, Manifest],
     most: int,
     folder: str | Path,
@@ -57,6 +58,7 @@ def write_looks(
         content: Content digest of the candidate.
         champion: What it is compared with.
         policy: The gate's.
+        measurement: `Recipe.measurement`.
         data: Folder of the splits, and their manifest.
         most: Examples that are measured, as `EvaluateSettings.max_rows`.
         folder: The artifact.
@@ -66,6 +68,7 @@ def write_looks(
     """
     ids = sorted(read_table(data[0] / "test.parquet", Example)["id"].to_pylist())
     held_out = looks.HeldOut.of(ids[:most] if most else ids)  # as `measure.first_rows` chooses
-    found = looks.count(registry.decisions(name), content, champion.content if champion else None, policy, held_out)
+    opposite = champion.content if champion else None
+    found = looks.count(registry.decisions(name), content, opposite, policy, measurement, held_out)
     write_atomically(Path(folder) / "looks.json", found.model_dump_json(indent=1) + "\n")
     seal(folder, "looks", parents={"data": data[1]})

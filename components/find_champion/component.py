@@ -12,6 +12,7 @@ def find_champion(
     name: str,
     policy: dict[str, Any],
     evaluation: dict[str, Any],
+    measurement: str,
     candidate: Input[Model],
     data: Input[Dataset],
     champion: Output[Model],
@@ -23,6 +24,7 @@ def find_champion(
         name: The registered model.
         policy: `GateSettings`: the same question under another policy is a new one.
         evaluation: `EvaluateSettings`: how many of the examples are measured.
+        measurement: `Recipe.measurement`: how they are; measured otherwise, it is a new question too.
         candidate: The model that wants to be champion.
         data: `splits`; reads test.parquet.
         champion: The champion's files with their manifest; an empty artifact of kind `none` when there is none.
@@ -42,5 +44,5 @@ def find_champion(
     found = opponent(name, content)
     splits = (Path(data.path), read_manifest(data.path, "splits"))
     most = EvaluateSettings.model_validate(evaluation).max_rows
-    write_looks(name, content, found, GateSettings.model_validate(policy), splits, most, looks.path)
+    write_looks(name, content, found, GateSettings.model_validate(policy), measurement, splits, most, looks.path)
     return write(found, champion.path)

@@ -193,6 +193,7 @@ def run(settings: GateSettings, task: str, given: Mapping[str, str], output: str
         "baseline": digests["baseline"],
         "examples": len(arms[CANDIDATE]),
         "held_out": held_out.model_dump(),
+        "measurement": looks.measurement,
         "look": turn.number,
         "level": turn.level,
         "alpha": settings.alpha,

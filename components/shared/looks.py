@@ -14,7 +14,8 @@ together, and each spends a part of it:
 The bound holds while the decision alone is what a team learns from the held-out set: to tune the next retrain on the
 held-out examples that went wrong is to train on them.
 
-The same question again (candidate, champion, policy and examples) is no new look, and gets the level that it had. A
+The same question again (candidate, champion, policy, measurement and examples) is no new look, and gets the level that
+it had. A
 look counts where it saw at least half of today's examples: a split by hash keeps its old rows when the data grow, so a
 digest of the whole would call nearly the same examples fresh. Of two runs at once that saw the same earlier looks, the
 registry lets one promote and tells the other to decide anew (`registry.require_turn`).
@@ -72,11 +73,18 @@ class Looks(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     held_out: HeldOut
+    measurement: str
+    """`Recipe.measurement`."""
     earlier: list[Look]
 
 
 def count(
-    records: Sequence[Mapping[str, Any]], candidate: str, champion: str | None, policy: GateSettings, held_out: HeldOut
+    records: Sequence[Mapping[str, Any]],
+    candidate: str,
+    champion: str | None,
+    policy: GateSettings,
+    measurement: str,
+    held_out: HeldOut,
 ) -> Looks:
     """Return the looks before this question was first asked.
 
@@ -85,18 +93,25 @@ def count(
         candidate: Content digest of what is to be decided on.
         champion: Of what it is compared with.
         policy: The gate's.
+        measurement: `Recipe.measurement`.
         held_out: The examples.
     """
-    question = (candidate, champion, policy.model_dump(mode="json"), held_out.model_dump(mode="json"))
+    question = {
+        "candidate": candidate,
+        "champion": champion,
+        "policy": policy.model_dump(mode="json"),
+        "measurement": measurement,
+        "held_out": held_out.model_dump(mode="json"),
+    }
     earlier = []
     for record in records:
-        if (record["candidate"], record["champion"], record.get("policy"), record.get("held_out")) == question:
+        if question == {part: record.get(part) for part in question}:
             break
         if "held_out" not in record or not _could_promote(record):
             continue  # without the first it is of a version that did not count
         if held_out.share_in(HeldOut.model_validate(record["held_out"])) >= SHARED:
             earlier.append(Look(candidate=record["candidate"], promoted=record["decision"] == "promote"))
-    return Looks(held_out=held_out, earlier=earlier)
+    return Looks(held_out=held_out, measurement=measurement, earlier=earlier)
 
 
 def _could_promote(record: Mapping[str, Any]) -> bool:

@@ -363,13 +363,14 @@ def _decisions(entries: Sequence[Entry]) -> list[dict[str, Any]]:
 
 
 def _require_turn(entries: Sequence[Entry], decision: dict[str, Any]) -> None:
-    if "look" not in decision:
-        return  # of a version that did not count
+    if not {"look", "measurement"} <= decision.keys():
+        return  # of a version that did not count, or counted otherwise
     policy, held_out = (
         GateSettings.model_validate(decision["policy"]),
         looks.HeldOut.model_validate(decision["held_out"]),
     )
-    found = looks.count(_decisions(entries), decision["candidate"], decision["champion"], policy, held_out)
+    asked = decision["candidate"], decision["champion"], policy, decision["measurement"]
+    found = looks.count(_decisions(entries), *asked, held_out)
     if len(found.earlier) >= decision["look"]:
         raise RegistryError(
             f"the gate took this for look {decision['look']} at its held-out examples, and it is look "

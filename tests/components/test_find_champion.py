@@ -10,7 +10,7 @@ from assay.components.contracts.errors import RegistryError
 from assay.components.find_champion.component import find_champion
 from assay.components.shared import registry
 from assay.components.shared.looks import HeldOut, level
-from fixtures.attempts import POLICY, Attempt
+from fixtures.attempts import MEASUREMENT, POLICY, RECIPE, Attempt
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +23,7 @@ def find(attempt: Attempt, name: str, output: Path) -> int:
         name=name,
         policy=POLICY,
         evaluation={},
+        measurement=MEASUREMENT,
         champion=dsl.Model(uri=str(output)),
         looks=dsl.Artifact(uri=f"{output}-looks"),
         **attempt.inputs("candidate", "data"),
@@ -33,7 +34,7 @@ def find(attempt: Attempt, name: str, output: Path) -> int:
 
 def looks(attempt: Attempt, name: str, output: Path, **changes: Any) -> list[bool]:
     """Return of each earlier look whether it promoted."""
-    given: dict[str, Any] = {"policy": POLICY, "evaluation": {}} | changes
+    given: dict[str, Any] = {"policy": POLICY, "evaluation": {}, "measurement": MEASUREMENT} | changes
     folder = f"{output}-looks"
     made = {"champion": dsl.Model(uri=str(output)), "looks": dsl.Artifact(uri=folder)}
     find_champion.python_func(name=name, **given, **made, **attempt.inputs("candidate", "data"))
@@ -99,6 +100,19 @@ def test_another_policy_is_another_question(tmp_path: Path) -> None:
     attempt = Attempt(tmp_path / "one", "weights", verdict="hold")
     attempt.hold_in_ledger("lenient")
     assert looks(attempt, "lenient", tmp_path / "a", policy=POLICY | {"alpha": 0.2}) == [False]
+
+
+def test_measured_otherwise_it_is_another_question_and_only_then(tmp_path: Path) -> None:
+    attempt = Attempt(tmp_path / "one", "weights", verdict="hold")
+    attempt.hold_in_ledger("tried")
+    for section, changes, earlier in (
+        ("evaluate", {"batch_size": 8, "golden_prompts": 2}, []),
+        ("evaluate", {"max_new_tokens": 97}, [False]),
+        ("judge", {"model": "another"}, [False]),
+    ):
+        settings = getattr(RECIPE, section).model_copy(update=changes)
+        changed = RECIPE.model_copy(update={section: settings}).measurement
+        assert looks(attempt, "tried", tmp_path / f"{len(changes)}-{section}", measurement=changed) == earlier
 
 
 def test_fresh_examples_begin_anew_and_mostly_old_ones_do_not(tmp_path: Path) -> None:

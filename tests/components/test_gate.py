@@ -377,7 +377,7 @@ def test_a_judge_below_its_floor_cannot_decide():
 def write_looks(folder: Path, held_out: HeldOut, promoted: list[bool]) -> None:
     earlier = [Look(candidate="d", promoted=won) for won in promoted]
     folder.mkdir(parents=True)
-    (folder / "looks.json").write_text(Looks(held_out=held_out, earlier=earlier).model_dump_json())
+    (folder / "looks.json").write_text(Looks(held_out=held_out, measurement="m", earlier=earlier).model_dump_json())
     seal(folder, "looks")
 
 
@@ -386,7 +386,7 @@ def test_what_passes_at_first_is_open_at_a_later_look():
     grouped = group_by_arm([*results("baseline", champion), *results("candidate", candidate)])
     held_out, made = HeldOut.of(["x"]), []
     for earlier in (0, 1):
-        looks = Looks(held_out=held_out, earlier=[Look(candidate="d", promoted=False)] * earlier)
+        looks = Looks(held_out=held_out, measurement="m", earlier=[Look(candidate="d", promoted=False)] * earlier)
         turn = turn_of(SETTINGS, looks, held_out)
         findings = findings_of(SETTINGS.model_copy(update={"alpha": turn.level}), METRICS, grouped)
         made.append(decide(SETTINGS, findings, {"baseline": "b", "candidate": "c"}, 100, METRICS, turn=turn))
@@ -397,7 +397,7 @@ def test_what_passes_at_first_is_open_at_a_later_look():
 def test_examples_that_answered_all_planned_questions_promote_nothing_more():
     settings = SETTINGS.model_copy(update={"looks": 2})
     held_out = HeldOut.of(["x"])
-    looks = Looks(held_out=held_out, earlier=[Look(candidate="d", promoted=False)] * 2)
+    looks = Looks(held_out=held_out, measurement="m", earlier=[Look(candidate="d", promoted=False)] * 2)
     turn = turn_of(settings, looks, held_out)
     grouped = group_by_arm([*results("baseline", [0.0] * 100), *results("candidate", [1.0] * 100)])
     findings = findings_of(settings, METRICS, grouped)
@@ -408,7 +408,7 @@ def test_examples_that_answered_all_planned_questions_promote_nothing_more():
 
 def test_looks_that_were_counted_for_other_examples_are_refused():
     with pytest.raises(DataError, match="counted for other examples"):
-        turn_of(SETTINGS, Looks(held_out=HeldOut.of(["x"]), earlier=[]), HeldOut.of(["y"]))
+        turn_of(SETTINGS, Looks(held_out=HeldOut.of(["x"]), measurement="m", earlier=[]), HeldOut.of(["y"]))
 
 
 def test_labels_overrule_a_judge_that_flatters():
@@ -489,7 +489,7 @@ class Chain:
         (run / "model" / "model.safetensors").write_text(words)
         seal(run / "model", "model")
         policy, data = SETTINGS.model_dump(mode="json"), dsl.Dataset(uri=str(self.folder / "data"))
-        asked = {"name": "chain", "policy": policy, "evaluation": {}, "data": data}
+        asked = {"name": "chain", "policy": policy, "evaluation": {}, "measurement": "m", "data": data}
         made = {"champion": dsl.Model(uri=str(run / "champion")), "looks": dsl.Artifact(uri=str(run / "looks"))}
         find_champion.python_func(**asked, candidate=dsl.Model(uri=str(run / "model")), **made)
         return run
