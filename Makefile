@@ -13,7 +13,7 @@ demo: $(READY)
 	@$(BIN)/assay run medication-directions
 
 test: $(READY)
-	@OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -m "not heavy and not docker" --durations=10
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -m "not heavy and not docker" --durations=10 -n 2 --dist loadfile
 
 # Kills a small real chain in every step (5 minutes), compares it on every engine (8), runs the flagship (12), compares
 # that with SageMaker's emulator (40), and runs a small retrieval chain (1).
