@@ -160,10 +160,11 @@ def _ask_all(
         kept = {name: context.work_folder() / f"{content[:16]}-{_digest(name)}.json" for name in tasks}
         left = {name: task for name, task in tasks.items() if not kept[name].is_file()}
         model = _load(folder, settings) if left else None
-        for name, task in left.items():
+        done = place * len(tasks) + len(tasks) - len(left)
+        for count, (name, task) in enumerate(left.items(), 1):
             samples = _ask(model, name, task, settings)
             write_atomically(kept[name], json.dumps(samples))
-            context.progress(place * len(tasks) + len(tasks) - len(left) + 1, len(folders) * len(tasks), "benchmarks")
+            context.progress(done + count, len(folders) * len(tasks), "benchmarks")
         answered[content] = {name: json.loads(path.read_bytes()) for name, path in kept.items()}
     return answered
 

@@ -7,7 +7,8 @@ A row's text is its turns without the answer, and without a system turn that man
                  training text has too (Llama 2's rule, Touvron et al. 2023, arXiv:2307.09288, A.6);
 * `overlapping`  neither, but with one such run (GPT-3's rule, Brown et al. 2020, arXiv:2005.14165, C).
 
-A text of fewer words is a run by itself. Runs that stand often among the evaluation texts are the form's, not a
+A text of fewer words is a run by itself, which a training row has if it says no more, and a document of a corpus if it
+says it anywhere (from `FEWEST` words on). Runs that stand often among the evaluation texts are the form's, not a
 question's, and do not count. Words are compared by 64-bit hashes, all of a column at a time: a million rows take
 seconds (`tests/benchmarks/contamination_speed.py`); equal texts are compared as they are.
 """
@@ -23,6 +24,8 @@ from numpy.typing import NDArray
 TRAINING, EVALUATION = ("sft", "preference", "rl"), ("validation", "test")
 N = 13
 """Words of a run, as in GPT-3's analysis."""
+FEWEST = 5
+"""Words of the shortest question that is looked for inside a document: of fewer, many sentences consist by chance."""
 NEAR = 0.8
 COMMON = 10
 """A run that stands more often than this among the evaluation texts is of the form; so is a system turn."""
@@ -104,14 +107,14 @@ def contaminated(documents: Sequence[str], splits: Mapping[Any, pa.Table]) -> li
     common = _common_systems(held.values())
     asked = pl.concat([_texts(table, name, common) for name, table in held.items()])
     texts = _normal(pl.Series("text", list(documents), dtype=pl.String))
-    _, covered = _cover(asked, pl.DataFrame({"normal": texts}))
     runs = _runs(asked["normal"])
-    often = _often(runs)
-    dirty = np.unique(runs.hashes[(covered[runs.row] >= NEAR) & ~often])
+    sizes = [size for size in np.unique(runs.length).tolist() if FEWEST <= size < N] + [N]
+    _, covered = _cover(asked, pl.DataFrame({"normal": texts}), sizes)
+    dirty = np.unique(runs.hashes[(covered[runs.row] >= NEAR) & ~_often(runs)])
     found = np.zeros(len(texts), dtype=np.bool_)
     for offset, block in _blocks(texts):
-        part = _runs(block)
-        found[offset + part.row[np.isin(part.hashes, dirty)]] = True
+        for part in (_runs(block, size) for size in sizes):
+            found[offset + part.row[np.isin(part.hashes, dirty)]] = True
     return list(found.tolist())
 
 
@@ -150,13 +153,15 @@ def _normal(texts: pl.Series) -> pl.Series:
     return texts.str.normalize("NFKC").str.to_lowercase().str.replace_all(r"\s+", " ").str.strip_chars()
 
 
-def _cover(asked: pl.DataFrame, seen: pl.DataFrame) -> tuple[Places, NDArray[np.float64]]:
-    """Return for each evaluation text a training text that shares a run (−1: none), and the share of words in such."""
+def _cover(asked: pl.DataFrame, seen: pl.DataFrame, sizes: Sequence[int] = (N,)) -> tuple[Places, NDArray[np.float64]]:
+    """Return for each evaluation text a training text that shares a run (−1: none), and the share of words in such.
+
+    Training texts are read in runs of each of `sizes` words.
+    """
     runs = _runs(asked["normal"])
     unique, place = np.unique(runs.hashes, return_inverse=True)
     first = np.full(len(unique), -1, dtype=np.int64)
-    for offset, block in _blocks(seen["normal"]):
-        part = _runs(block)
+    for offset, part in ((offset, _runs(block, size)) for offset, block in _blocks(seen["normal"]) for size in sizes):
         at = np.minimum(np.searchsorted(unique, part.hashes), max(len(unique) - 1, 0))
         hit = np.flatnonzero(unique[at] == part.hashes) if len(unique) else np.empty(0, dtype=np.int64)
         hit = hit[first[at[hit]] < 0]
@@ -188,8 +193,8 @@ def _blocks(texts: pl.Series) -> Iterator[tuple[int, pl.Series]]:
         yield end - size, texts[end - size : end]
 
 
-def _runs(texts: pl.Series) -> Runs:
-    """Return the hashes of every run of `N` words, and of every shorter text as a whole.
+def _runs(texts: pl.Series, size: int = N) -> Runs:
+    """Return the hashes of every run of `size` words, and of every shorter text as a whole.
 
     With B odd and all sums modulo 2^64, S[i] = Σ_{k<i} word[k]·B^−k gives the run from i to j as (S[j] − S[i])·B^i: the
     same wherever it stands, for any length, without a loop over words.
@@ -200,7 +205,7 @@ def _runs(texts: pl.Series) -> Runs:
     total = len(hashes)
     powers, inverse = _powers(0x9E3779B97F4A7C15, total), _powers(pow(0x9E3779B97F4A7C15, -1, 2**64), total)
     sums = np.concatenate([np.zeros(1, dtype=np.uint64), np.cumsum(hashes * inverse, dtype=np.uint64)])
-    lengths = np.minimum(words, N)
+    lengths = np.minimum(words, size)
     each = np.where(words > 0, words - lengths + 1, 0)
     row = np.repeat(np.arange(len(words)), each)
     begins = np.cumsum(words) - words

@@ -11,6 +11,8 @@ from typing import NamedTuple
 from markupsafe import Markup, escape
 
 Format = Callable[[float], str]
+LABEL = 24
+"""Letters of an arm's name that a dot plot has room for."""
 
 
 class Dot(NamedTuple):
@@ -50,14 +52,16 @@ def dot_plot(title: str, dots: Sequence[Dot], show: Format, most: float) -> Mark
     top, step, width = 8, 25, 340
     known = [value for dot in dots for value in (dot.value, dot.high) if value is not None]
     most = max(most, 1e-9)
+    labels = [dot.label if len(dot.label) <= LABEL else f"{dot.label[: LABEL - 1]}…" for dot in dots]
+    left = max(100.0, 14 + 6.2 * max(map(len, labels)))  # a letter is about 6 pixels wide
     # No axis ends below a tenth of the range: a metric that is 0 everywhere must not look like one that spreads.
-    scale = Scale(0, min(round_up(max(*known, most / 10, 0)), most), 100, 276)
+    scale = Scale(0, min(round_up(max(*known, most / 10, 0)), most), left, 276)
     bottom = top + step * len(dots)
     parts = [_grid(scale, top, bottom, show)]
-    for row, dot in enumerate(dots):
+    for row, (label, dot) in enumerate(zip(labels, dots, strict=True)):
         y = top + step * (row + 0.5)
         name = "strong" if dot.strong else "plain"
-        parts.append(_text(86, y + 4, dot.label, f"{name} end"))
+        parts.append(_text(left - 14, y + 4, label, f"{name} end"))
         if dot.value is None:
             parts.append(_text(scale.left + 4, y + 4, "does not apply", "faint"))
             continue

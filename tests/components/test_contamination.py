@@ -170,13 +170,24 @@ def test_documents_that_hold_a_question_are_told_and_others_are_not():
     documents = [
         f"Chapter one. {LONG} And so on, for many pages.",
         "two tablets",
-        "two tablets with water",  # a short question is compared whole
+        "two tablets with water",  # of so few words many sentences consist
         "A chapter that only says: " + " ".join(LONG.split()[:12]),
         " ".join(LONG.split()[5:] + ["again"]),  # a part of what is covered elsewhere
     ]
     assert contaminated(documents, {"test": table(test)}) == [True, True, False, False, True]
     assert contaminated(documents[2:4], {"test": table(test)}) == [False, False]
     assert contaminated([], {"test": table(test)}) == []
+
+
+def test_a_short_question_is_found_anywhere_in_a_document():
+    test = [row("t", "What is a building permit?"), row("u", "When may a house be painted red again"), row("v", LONG)]
+    documents = [
+        "Questions. What is a building permit? It is a decision of the municipality.",
+        "- When may a house be painted\n  red again? Never.",
+        "A building permit is what is given for a house, and may be painted red again.",
+        "What is a building? Permit me to say.",
+    ]
+    assert contaminated(documents, {"test": table(test)}) == [True, True, False, True]
 
 
 def split_rows() -> list[Example]:
