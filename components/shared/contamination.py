@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 TRAINING, EVALUATION = ("sft", "preference", "rl"), ("validation", "test")
 N = 13
 """Words of a run, as in GPT-3's analysis."""
-FEWEST = 5
-"""Words of the shortest question that is looked for inside a document: of fewer, many sentences consist by chance."""
+FEWEST = 3
+"""Words of the shortest question that is looked for inside a document; two stand side by side by chance."""
 NEAR = 0.8
 COMMON = 10
 """A run that stands more often than this among the evaluation texts is of the form; so is a system turn."""

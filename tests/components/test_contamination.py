@@ -170,7 +170,7 @@ def test_documents_that_hold_a_question_are_told_and_others_are_not():
     documents = [
         f"Chapter one. {LONG} And so on, for many pages.",
         "two tablets",
-        "two tablets with water",  # of so few words many sentences consist
+        "two tablets with water",  # two words stand side by side by chance
         "A chapter that only says: " + " ".join(LONG.split()[:12]),
         " ".join(LONG.split()[5:] + ["again"]),  # a part of what is covered elsewhere
     ]
