@@ -903,7 +903,11 @@ class Recipe(Section):
         """Digest of all by which arms are measured: measured otherwise, a model is asked a new question."""
         idle = {"batch_size", "confidence", "golden_prompts", "endpoints"}  # none of them moves a score of the gate's
         sections = (self.evaluate, self.judge, self.benchmarks)
-        return digest_of([one and one.model_dump(mode="json", exclude=idle) for one in sections])
+        told = [one and one.model_dump(mode="json", exclude=idle) for one in sections]
+        for task in (told[-1] or {}).get("tasks", []):
+            if isinstance(task, dict) and (task.get("metadata") or {}).get("sha256"):
+                del task["dataset_kwargs"]  # the same bytes in another checkout are the same
+        return digest_of(told)
 
     @classmethod
     def load(cls, path: str | Path, profile: str = "", seed: int | None = None) -> Self:

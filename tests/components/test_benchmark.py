@@ -1,6 +1,7 @@
 """Third-party benchmarks: what the harness scores, question by question, and what becomes of it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -222,6 +223,15 @@ def test_assays_own_task_files_ask_what_the_packages_rows_say(tmp_path: Path, mo
 def test_what_cannot_be_asked_is_refused(tasks, error, words) -> None:
     with pytest.raises(error, match=words):
         work.load_tasks(BenchmarkSettings(tasks=tasks))
+
+
+def test_the_same_benchmark_in_another_folder_is_the_same_measurement_and_other_data_are_not(tmp_path, recipe) -> None:
+    other = tmp_path / "elsewhere"
+    shutil.copytree(tmp_path, other, ignore=shutil.ignore_patterns("elsewhere"))
+    assert Recipe.load(other / "recipe.yaml").measurement == recipe.measurement
+    assert recipe.model_copy(update={"benchmarks": None}).measurement != recipe.measurement
+    (other / "sums.jsonl").write_text("{}", encoding="utf-8")
+    assert Recipe.load(other / "recipe.yaml").measurement != recipe.measurement
 
 
 def test_code_in_a_task_file_is_refused(tmp_path, recipe) -> None:
