@@ -419,7 +419,8 @@ def _closed_set(facts: Facts) -> Finding:
     if not facts.answers or "classifier" in facts.arms or facts.graph == "retrieval":
         return Finding(False, "")
     distinct, rarest, labels = int(facts.answers["distinct"]), int(facts.answers["rarest"]), facts.rows.get("sft", 0)
-    words = f"The {labels:,} answers are {distinct:,} different ones, the rarest {rarest:,} times."
+    often = "once" if rarest == 1 else f"{rarest:,} times"
+    words = f"The {labels:,} answers are {distinct:,} different ones, the rarest stands {often}."
     return Finding(2 <= distinct <= CLASSES and rarest >= PER_CLASS, words)
 
 
