@@ -102,7 +102,7 @@ def load_tasks(settings: BenchmarkSettings) -> dict[str, Any]:
     for task in settings.tasks:
         title = task if isinstance(task, str) else str(task["task"])
         given = ours.get(title, task) if isinstance(task, str) else task
-        given = given if isinstance(given, str) else locate(given)
+        given = given if isinstance(given, str) else _locate(given)
         try:
             found |= manager.load([given])["tasks"]
         except Exception as error:  # datasets, the hub, Jinja: whatever a task's data are read with
@@ -117,7 +117,7 @@ def load_tasks(settings: BenchmarkSettings) -> dict[str, Any]:
     return found
 
 
-def locate(task: dict[str, Any]) -> dict[str, Any]:
+def _locate(task: dict[str, Any]) -> dict[str, Any]:
     """Return a task whose data in packages are named by their paths on this machine.
 
     Raises:

@@ -15,10 +15,9 @@ The bound holds while the decision alone is what a team learns from the held-out
 held-out examples that went wrong is to train on them.
 
 The same question again (candidate, champion, policy, measurement and examples) is no new look, and gets the level that
-it had. A
-look counts where it saw at least half of today's examples: a split by hash keeps its old rows when the data grow, so a
-digest of the whole would call nearly the same examples fresh. Of two runs at once that saw the same earlier looks, the
-registry lets one promote and tells the other to decide anew (`registry.require_turn`).
+it had. A look counts where it saw at least half of today's examples: a split by hash keeps its old rows when the data
+grow, so a digest of the whole would call nearly the same examples fresh. Of two runs at once that saw the same earlier
+looks, the registry lets one promote and tells the other to decide anew (`registry.require_turn`).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
