@@ -123,7 +123,7 @@ def test_the_steps_of_the_graph_fit_together(base_model: Path, tmp_path: Path, m
     train_embedding.python_func(base=base, data=data, model=candidate, summary=learned, **given)
     champion = at("champion", dsl.Model)
     looks = at("looks", dsl.Artifact)
-    asked = {"policy": settings["gate"], "evaluation": settings["evaluate"]}
+    asked = {"policy": settings["gate"], "evaluation": settings["evaluate"], "measurement": recipe.measurement}
     find_champion.python_func(name=recipe.name, candidate=candidate, data=data, champion=champion, looks=looks, **asked)
     results, measured = at("results"), at("evaluation", dsl.Metrics)
     evaluate_retrieval.python_func(
