@@ -15,8 +15,8 @@ demo: $(READY)
 test: $(READY)
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -m "not heavy and not docker" --durations=10 -n 2 --dist loadfile
 
-# Kills a small real chain in every step (5 minutes), compares it on every engine (8), runs the flagship (12), compares
-# that with SageMaker's emulator (40), and runs a small retrieval chain (1).
+# Kills a small real chain in every step (4 minutes), compares it on every engine (8), runs the flagship (12), compares
+# that with SageMaker's emulator (40), and runs a small retrieval chain and a small learning curve (1 each).
 test-heavy: $(READY)
 	@$(BIN)/pytest -m "heavy and not docker" -v
 
