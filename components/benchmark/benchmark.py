@@ -18,7 +18,7 @@ from ..contracts.artifacts import Manifest, read_manifest, seal, sha256_file, wr
 from ..contracts.errors import DataError, RecipeError
 from ..contracts.metrics import Metric
 from ..contracts.packages import PREFIX, package_file
-from ..contracts.recipe import BenchmarkSettings, read_benchmark
+from ..contracts.recipe import BenchmarkSettings, read_benchmark, with_data_files
 from ..contracts.rows import Example, Message, Result, read_table, write_rows
 from ..runtime import context
 from ..shared.contamination import TRAINING, find_contamination
@@ -101,7 +101,7 @@ def load_tasks(settings: BenchmarkSettings) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for task in settings.tasks:
         title = task if isinstance(task, str) else str(task["task"])
-        given = ours.get(title, task) if isinstance(task, str) else task
+        given = ours.get(title, task) if isinstance(task, str) else task  # a file's mapping, or the harness's own name
         given = given if isinstance(given, str) else _locate(given)
         try:
             found |= manager.load([given])["tasks"]
@@ -127,27 +127,20 @@ def _locate(task: dict[str, Any]) -> dict[str, Any]:
     where = f"benchmarks.tasks: {task['task']}"
     digests = (task.get("metadata") or {}).get("sha256") or {}
 
-    def found(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {split: found(one) for split, one in value.items()}
-        if isinstance(value, list):
-            return [found(one) for one in value]
-        if not str(value).startswith(PREFIX):
-            return value
-        path = package_file(str(value), where)
+    def found(name: str) -> str:
+        if not name.startswith(PREFIX):
+            return name
+        path = package_file(name, where)
         digest = sha256_file(path)
-        if digests.get(str(value), digest) != digest:
+        if digests.get(name, digest) != digest:
             raise DataError(
-                f"{value} is not the file that the recipe was read with",
+                f"{name} is not the file that the recipe was read with",
                 where=where,
                 fix="install the same version of the package here",
             )
         return str(path)
 
-    given = task.get("dataset_kwargs")
-    if not isinstance(given, dict) or "data_files" not in given:
-        return task
-    return task | {"dataset_kwargs": {**given, "data_files": found(given["data_files"])}}
+    return with_data_files(task, found)
 
 
 def _ask_all(

@@ -4,6 +4,7 @@ A recipe is data. It is read once, on the author's machine, and compiled into th
 section only. `profiles` are overlays by name (`--profile gpu`), merged before validation.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -904,9 +905,9 @@ class Recipe(Section):
         idle = {"batch_size", "confidence", "golden_prompts", "endpoints"}  # none of them moves a score of the gate's
         sections = (self.evaluate, self.judge, self.benchmarks)
         told = [one and one.model_dump(mode="json", exclude=idle) for one in sections]
-        for task in (told[-1] or {}).get("tasks", []):
-            if isinstance(task, dict) and (task.get("metadata") or {}).get("sha256"):
-                del task["dataset_kwargs"]  # the same bytes in another checkout are the same
+        if asked := told[-1]:  # the same bytes in another checkout are the same
+            named = [one if isinstance(one, str) else with_data_files(one, _without_folder) for one in asked["tasks"]]
+            told[-1] = asked | {"tasks": named}
         return digest_of(told)
 
     @classmethod
@@ -995,30 +996,38 @@ def read_benchmark(path: Path) -> dict[str, Any]:
         RecipeError: It cannot be read, or is no mapping of plain values; or a package is not installed.
     """
     task = read_mapping(path, "a benchmark's task")
-    given = task.get("dataset_kwargs")
-    files = given.get("data_files") if isinstance(given, dict) else None
-    if not isinstance(given, dict) or not isinstance(files, str | list | dict):
-        return task
     digests: dict[str, str] = {}
 
-    def found(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {split: found(one) for split, one in value.items()}
-        if isinstance(value, list):
-            return [found(one) for one in value]
-        if str(value).startswith(PREFIX):
-            digests[str(value)] = sha256_file(package_file(str(value), str(path)))
-            return value
-        local = (path.parent / str(value)).absolute()
-        if "://" in str(value) or not local.is_file():
-            return value
+    def found(name: str) -> str:
+        if name.startswith(PREFIX):
+            digests[name] = sha256_file(package_file(name, str(path)))
+            return name
+        local = (path.parent / name).absolute()
+        if "://" in name or not local.is_file():
+            return name
         digests[local.name] = sha256_file(local)
         return str(local)
 
-    return task | {
-        "dataset_kwargs": {**given, "data_files": found(files)},
-        "metadata": {**(task.get("metadata") or {}), "sha256": digests},
-    }
+    located = with_data_files(task, found)
+    return located | {"metadata": {**(task.get("metadata") or {}), "sha256": digests}} if digests else located
+
+
+def with_data_files(task: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    """Return a benchmark's task with each of its data files named as `change` names it."""
+
+    def changed(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {split: changed(one) for split, one in value.items()}
+        return [changed(one) for one in value] if isinstance(value, list) else change(str(value))
+
+    given = task.get("dataset_kwargs")
+    if not isinstance(given, dict) or not isinstance(given.get("data_files"), str | list | dict):
+        return task
+    return task | {"dataset_kwargs": {**given, "data_files": changed(given["data_files"])}}
+
+
+def _without_folder(name: str) -> str:
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 def merge(base: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:

@@ -230,6 +230,10 @@ def test_the_same_benchmark_in_another_folder_is_the_same_measurement_and_other_
     shutil.copytree(tmp_path, other, ignore=shutil.ignore_patterns("elsewhere"))
     assert Recipe.load(other / "recipe.yaml").measurement == recipe.measurement
     assert recipe.model_copy(update={"benchmarks": None}).measurement != recipe.measurement
+    given = recipe.benchmarks.tasks[0]
+    asked = [given | {"dataset_kwargs": {**given["dataset_kwargs"], "field": "hard"}}, recipe.benchmarks.tasks[1]]
+    changed = recipe.benchmarks.model_copy(update={"tasks": asked})
+    assert recipe.model_copy(update={"benchmarks": changed}).measurement != recipe.measurement
     (other / "sums.jsonl").write_text("{}", encoding="utf-8")
     assert Recipe.load(other / "recipe.yaml").measurement != recipe.measurement
 
