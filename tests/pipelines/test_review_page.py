@@ -243,3 +243,16 @@ def test_a_browser_runs_nothing_of_it(url: str, tokens: dict[str, str], tmp_path
     seen = chromium(page.as_uri(), tmp_path / "profile", "--dump-dom")
     assert "<title>directions 2" in seen
     assert "owned</title>" not in seen
+
+
+def test_a_browser_draws_the_queue_and_the_evidence(url: str, tokens: dict[str, str], tmp_path: Path) -> None:
+    """`ASSAY_SCREENSHOTS=FOLDER` keeps the pictures: one of them is `pipelines/review/candidate.png`."""
+    ann = client(url, tokens["ann"])
+    style = f"<style>{ann.get('/style.css').text}</style></head>"
+    folder = Path(os.environ.get("ASSAY_SCREENSHOTS", tmp_path))
+    for name, path in (("queue", "/"), ("candidate", f"/{NAME}/2")):
+        page, picture = tmp_path / f"{name}.html", folder / f"{name}.png"
+        page.write_text(ann.get(path).text.replace("</head>", style))
+        size = "--window-size=1000,1100" if name == "candidate" else "--window-size=1000,420"
+        chromium(page.as_uri(), tmp_path / "profile", "--hide-scrollbars", size, f"--screenshot={picture}")
+        assert picture.stat().st_size > 15_000, "an empty page takes less"
