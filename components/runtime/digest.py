@@ -15,6 +15,8 @@ from pathlib import Path
 from ..contracts.artifacts import digest_of, sha256_file
 
 OURS = "assay."
+DATA = (".j2", ".json")
+"""Suffixes of files that a module reads beside itself: a template or a table is code."""
 DISTRIBUTIONS = {"yaml": "PyYAML"}
 """Modules whose distribution has another name (case, `-` and `_` aside)."""
 
@@ -40,7 +42,7 @@ def reach(module: str) -> tuple[dict[str, str], set[str]]:
         if path is None or name in sources:
             continue
         sources[name] = sha256_file(path)
-        for data in sorted(path.parent.glob("*.j2")):  # a template is code
+        for data in sorted(each for suffix in DATA for each in path.parent.glob(f"*{suffix}")):
             sources[f"{name}:{data.name}"] = sha256_file(data)
         for imported in _imports(name, path):
             if imported.startswith(OURS):

@@ -5,7 +5,7 @@ shape as well as by a colour. Every figure has a title for a screen reader, and 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from markupsafe import Markup, escape
@@ -125,6 +125,41 @@ def line_chart(title: str, points: Sequence[tuple[float, float]], show: Format) 
     parts.append(_text(left, bottom + 17, f"step {points[0][0]:g}", "faint"))
     parts.append(_text(right, bottom + 17, f"{last_step:g}", "faint end"))
     return _svg(title, width, bottom + 22, parts)
+
+
+def curves(
+    title: str, across: Sequence[float], series: Mapping[str, Sequence[float]], mark: float | None = None
+) -> Markup:
+    """Draw shares against a count, on a logarithmic axis.
+
+    Args:
+        title: Spoken by a screen reader.
+        across: Positive and rising, one for each value of a series.
+        series: CSS class of a line, as `sample` draws it for a legend, to its shares.
+        mark: Where on the axis a dashed line stands.
+    """
+    width, left, right, top, bottom = 300, 40, 288, 10, 112
+    marks = _around(0, max(map(max, series.values())), 3)
+    up = Scale(0, marks[-1], bottom, top)
+    along = Scale(math.log(across[0]), math.log(across[-1]), left, right)
+    parts = [_line(left, up(one), right, up(one), "grid") for one in marks]
+    parts += [_text(left - 6, up(one) + 4, f"{100 * one:g}%", "faint end") for one in marks]
+    for one in (across[0], across[len(across) // 2], across[-1]):
+        parts.append(_text(along(math.log(one)), bottom + 15, f"{one:,g}", "faint middle"))
+    if mark is not None and across[0] <= mark <= across[-1]:
+        parts.append(_line(along(math.log(mark)), top, along(math.log(mark)), bottom, "threshold"))
+    for name, values in series.items():
+        path = " ".join(f"{_n(along(math.log(x)))},{_n(up(y))}" for x, y in zip(across, values, strict=True))
+        parts.append(Markup('<polyline class="line {}" points="{}"/>').format(name, path))
+    return _svg(title, width, bottom + 20, parts)
+
+
+def sample(name: str) -> Markup:
+    """Draw a piece of a line of `curves`, for a legend."""
+    return Markup(
+        '<svg class="sample" aria-hidden="true" viewBox="0 0 26 8" width="26" height="8">'
+        '<polyline class="line {}" points="0,4 26,4"/></svg>'
+    ).format(name)
 
 
 def histogram(title: str, edges: Sequence[float], counts: Sequence[float]) -> Markup:

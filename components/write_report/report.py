@@ -48,6 +48,24 @@ LIGHT = ("validation", "splits", "pairs")
 """Steps that are of the kind `light`; those of a stage are `train`, any other `generate`."""
 SIDE = {"lower": "below", "higher": "above"}
 """Of a bound, on which a metric is right."""
+ERROR_RATES = Path(__file__).parent / "error_rates.json"
+"""What `tests/benchmarks/gate_error_rates.py` measured."""
+RULES = {
+    "point ≥": "Not below",
+    "point >": "Above",
+    "drop ≤ 1 pp": "Drop within 1 point",
+    "unpaired": "Unpaired intervals",
+    "McNemar": "McNemar at α",
+    "McNemar, spent": "McNemar at the gate's level",
+    "gate, looks: 1": "This gate, one look",
+    "gate, default": "This gate",
+}
+"""Rules that promote, by the names that the benchmark gives them, with what heads their columns."""
+DRAWN = {"point ≥": "dotted", "drop ≤ 1 pp": "dashed", "McNemar": "thin", "gate, default": "own"}
+LATER = {"point ≥": "dotted", "gate, α each time": "thin", "gate, default": "own"}
+"""Rules of the figures by examples, and of the one over retrains, with their lines; one metric at α each time is
+McNemar's test each time."""
+EFFECTS = {"-0.05": "Five points worse", "+0": "Unchanged", "+0.05": "Five points better"}
 STATES = {True: "pass", False: "fail", None: "open"}
 VERDICTS = {"pass": "Pass", "fail": "Fail", "open": "Open"}
 SLICE_VERDICTS = {"pass": "No worse", "fail": "Worse", "open": "Either"}
@@ -401,6 +419,41 @@ def gate(run: Run) -> dict[str, Any]:
         "spent": points(run.decision.get("level") or 0),
         "examples": run.decision.get("examples"),
         "needed": run.decision.get("needed"),
+        "wrong": error_rates(run.decision.get("examples")),
+    }
+
+
+def error_rates(examples: int | None) -> dict[str, Any]:
+    """Return how often the gate is wrong, as it was measured once, beside the rules that others use.
+
+    Args:
+        examples: Held-out examples of this run, to be marked in the figures.
+    """
+    told = json.loads(ERROR_RATES.read_bytes())
+    sizes, later = told["sizes"], told["retrains"]
+    charts = []
+    for effect, title in EFFECTS.items():
+        lines = {name: [rates[rule] for rates in told["rates"][effect]] for rule, name in DRAWN.items()}
+        spoken = f"{title}: share promoted, by held-out examples"
+        charts.append({"title": title, "svg": figures.curves(spoken, sizes, lines, examples)})
+    lines = {name: later["rates"][rule] for rule, name in LATER.items()}
+    spoken = "Unchanged retrains: promoted at least once, by their number"
+    drawn = figures.curves(spoken, range(1, len(lines["own"]) + 1), lines)
+    charts.append({"title": "Unchanged, k retrains", "svg": drawn})
+    return {
+        **{name: told[name] for name in ("alpha", "first", "worst")},
+        "repetitions": f"{told['repetitions']:,}",
+        "right": percent(told["accuracy"]),
+        "flipped": percent(told["flipped"]),
+        "retrained": later["n"],
+        "charts": charts,
+        "legend": [(figures.sample(name), RULES[rule]) for rule, name in DRAWN.items()],
+        "rules": list(RULES.values()),
+        "rows": [
+            {"title": title, "n": n, "cells": [percent(rates[rule]) for rule in RULES]}
+            for effect, title in EFFECTS.items()
+            for n, rates in zip(sizes, told["rates"][effect], strict=True)
+        ],
     }
 
 

@@ -118,6 +118,7 @@ def package(tmp_path, monkeypatch):
         "step/component.py": "import json\n\ndef run():\n    from .work import go\n    import yaml\n",
         "step/work.py": "from ..shared import helper\n\ndef go():\n    return helper\n",
         "step/page.html.j2": "<html>",
+        "step/table.json": "{}",
         "shared/__init__.py": "",
         "shared/helper.py": "ONE = 1\n",
         "shared/stranger.py": "TWO = 2\n",
@@ -144,7 +145,9 @@ def forget():
     digest._imports.cache_clear()
 
 
-@pytest.mark.parametrize("name", ["step/component.py", "step/work.py", "shared/helper.py", "step/page.html.j2"])
+@pytest.mark.parametrize(
+    "name", ["step/component.py", "step/work.py", "shared/helper.py", "step/page.html.j2", "step/table.json"]
+)
 def test_the_digest_changes_with_what_a_step_reaches(package, name):
     before = code_digest()
     path = package / name

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmarks import gate_error_rates
 from kfp import dsl
+from scipy.stats import multinomial
 
 from assay.components.contracts.artifacts import Manifest, seal
 from assay.components.contracts.errors import DataError
@@ -20,6 +22,7 @@ from assay.components.shared.tasks.task import get_task
 from assay.components.write_report import figures
 from assay.components.write_report.cases import marked
 from assay.components.write_report.component import write_report
+from assay.components.write_report.report import ERROR_RATES
 from assay.components.write_report.words import duration, p_value, percent, signed
 
 TASK = get_task("medication_directions")
@@ -496,6 +499,33 @@ def test_the_gate_shows_bounds_slices_and_which_look_it_is(run: Fixture) -> None
     assert "99.3% interval must lie right" in text
 
 
+def test_the_gate_says_how_often_it_is_wrong(run: Fixture) -> None:
+    text = run.render()
+    page = Page(text)
+    assert "How often this gate is wrong" in page.text
+    assert "McNemar at the gate's level" in page.text
+    told = json.loads(ERROR_RATES.read_bytes())
+    assert all(percent(share) in page.text for share in told["rates"]["+0"][0].values())
+    part = text[text.index('id="wrong"') :]
+    part = part[: part.index("</details>")]
+    assert part.count("<polyline") == 4 + 3 * 4 + 3
+    assert part.count('class="threshold"') == 3, "this run's examples stand in each figure by examples"
+
+
+def test_the_error_rates_that_a_report_shows_are_those_of_the_gate_as_it_is() -> None:
+    """The gate's own verdict on every outcome of 50 examples, by its probability."""
+    told, n = json.loads(ERROR_RATES.read_bytes()), 50
+    counts = [(gained, lost) for gained in range(26) for lost in range(26)]
+    for name, level in (("gate, looks: 1", told["alpha"]), ("gate, default", gate_error_rates.FIRST)):
+        promoted = [pair for pair in counts if gate_error_rates.gate(*pair, n, level)]
+        for effect, rows in told["rates"].items():
+            shares = [(told["flipped"] + sign * float(effect)) / 2 for sign in (1, -1)]
+            outcome = multinomial(n, [*shares, 1 - sum(shares)])
+            exact = sum(outcome.pmf([gained, lost, n - gained - lost]) for gained, lost in promoted)
+            noise = math.sqrt(exact * (1 - exact) / told["repetitions"])
+            assert rows[told["sizes"].index(n)][name] == pytest.approx(exact, abs=4 * noise + 1e-4)
+
+
 def test_axes_and_words() -> None:
     assert [figures.round_up(value) for value in (0.0, 0.03, 0.21, 0.6, 7)] == pytest.approx([1, 0.05, 0.25, 1, 10])
     assert figures.ticks(-0.1, 0.3, 4) == [-0.1, 0.0, 0.1, 0.2, 0.3]
@@ -549,7 +579,7 @@ def test_the_judges_score_stands_in_the_arms_table_and_its_card_says_how_far_to_
         found = scores[arm]
         assert f"{found['mean']:.3g}<" in row
         assert f"{found['low']:.3g} to {found['high']:.3g}" in row
-    card = Page(text[text.index("<h3>The judge") :].partition("</section>")[0].rpartition("</div>")[0]).text
+    card = Page(text[text.index("<h3>The judge") :].partition('<details id="wrong"')[0].rpartition("</div>")[0]).text
     for words in (
         "Medication directions , version 2",
         "Win rate, corrected",
