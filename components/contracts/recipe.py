@@ -96,7 +96,7 @@ class TrainSettings(Section):
     stochastic_rounding: bool = False
     """Where weights become bf16, for products or for saving, round up or down by chance in proportion (Gupta et al.
     2015, arXiv:1502.02551), so that low rates learn. Rounded to the nearest, steps below half of bf16's spacing show
-    nowhere; at high rates that does good, for such steps are mostly noise."""
+    nowhere."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     gradient_checkpointing: bool = False
     """Compute activations again on the way back: less memory, a third more work."""
