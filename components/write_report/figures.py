@@ -112,10 +112,7 @@ def line_chart(title: str, points: Sequence[tuple[float, float]], show: Format) 
     marks = _around(min(values), max(values), 3)
     across = Scale(points[0][0], max(points[-1][0], points[0][0] + 1), left, right)
     up = Scale(marks[0], marks[-1], bottom, top)
-    parts = []
-    for mark in marks:
-        parts.append(_line(left, up(mark), right, up(mark), "grid"))
-        parts.append(_text(left - 6, up(mark) + 4, show(mark), "faint end"))
+    parts = _levels(up, marks, left, right, show)
     path = " ".join(f"{_n(across(step))},{_n(up(value))}" for step, value in points)
     parts.append(Markup('<polyline class="line" points="{}"/>').format(path))
     last_step, last = points[-1]
@@ -128,22 +125,22 @@ def line_chart(title: str, points: Sequence[tuple[float, float]], show: Format) 
 
 
 def curves(
-    title: str, across: Sequence[float], series: Mapping[str, Sequence[float]], mark: float | None = None
+    title: str, across: Sequence[float], series: Mapping[str, Sequence[float]], show: Format, mark: float | None = None
 ) -> Markup:
-    """Draw shares against a count, on a logarithmic axis.
+    """Draw values from 0 on against a count, on a logarithmic axis.
 
     Args:
         title: Spoken by a screen reader.
         across: Positive and rising, one for each value of a series.
-        series: CSS class of a line, as `sample` draws it for a legend, to its shares.
+        series: CSS class of a line, as `sample` draws it for a legend, to its values.
+        show: Writes a value.
         mark: Where on the axis a dashed line stands.
     """
     width, left, right, top, bottom = 300, 40, 288, 10, 112
     marks = _around(0, max(map(max, series.values())), 3)
     up = Scale(0, marks[-1], bottom, top)
     along = Scale(math.log(across[0]), math.log(across[-1]), left, right)
-    parts = [_line(left, up(one), right, up(one), "grid") for one in marks]
-    parts += [_text(left - 6, up(one) + 4, f"{100 * one:g}%", "faint end") for one in marks]
+    parts = _levels(up, marks, left, right, show)
     for one in (across[0], across[len(across) // 2], across[-1]):
         parts.append(_text(along(math.log(one)), bottom + 15, f"{one:,g}", "faint middle"))
     if mark is not None and across[0] <= mark <= across[-1]:
@@ -213,6 +210,15 @@ def _grid(scale: Scale, top: float, bottom: float, show: Format) -> Markup:
         parts.append(_line(scale(tick), top, scale(tick), bottom, "grid"))
         parts.append(_text(scale(tick), bottom + 14, show(tick), "faint middle"))
     return Markup("").join(parts)
+
+
+def _levels(up: Scale, marks: Sequence[float], left: float, right: float, show: Format) -> list[Markup]:
+    """The lines across a chart, with their values."""
+    parts = []
+    for mark in marks:
+        parts.append(_line(left, up(mark), right, up(mark), "grid"))
+        parts.append(_text(left - 6, up(mark) + 4, show(mark), "faint end"))
+    return parts
 
 
 def _whisker(scale: Scale, y: float, low: float | None, high: float | None, name: str) -> Markup:

@@ -62,10 +62,11 @@ RULES = {
 }
 """Rules that promote, by the names that the benchmark gives them, with what heads their columns."""
 DRAWN = {"point ≥": "dotted", "drop ≤ 1 pp": "dashed", "McNemar": "thin", "gate, default": "own"}
+"""Rules of the figures by examples, with their lines."""
 LATER = {"point ≥": "dotted", "gate, α each time": "thin", "gate, default": "own"}
-"""Rules of the figures by examples, and of the one over retrains, with their lines; one metric at α each time is
-McNemar's test each time."""
+"""Those of the figure over retrains: one metric at α each time is McNemar's test each time."""
 EFFECTS = {"-0.05": "Five points worse", "+0": "Unchanged", "+0.05": "Five points better"}
+"""How good the candidate truly is, by the names that the benchmark gives it."""
 STATES = {True: "pass", False: "fail", None: "open"}
 VERDICTS = {"pass": "Pass", "fail": "Fail", "open": "Open"}
 SLICE_VERDICTS = {"pass": "No worse", "fail": "Worse", "open": "Either"}
@@ -435,10 +436,10 @@ def error_rates(examples: int | None) -> dict[str, Any]:
     for effect, title in EFFECTS.items():
         lines = {name: [rates[rule] for rates in told["rates"][effect]] for rule, name in DRAWN.items()}
         spoken = f"{title}: share promoted, by held-out examples"
-        charts.append({"title": title, "svg": figures.curves(spoken, sizes, lines, examples)})
+        charts.append({"title": title, "svg": figures.curves(spoken, sizes, lines, percent, examples)})
     lines = {name: later["rates"][rule] for rule, name in LATER.items()}
     spoken = "Unchanged retrains: promoted at least once, by their number"
-    drawn = figures.curves(spoken, range(1, len(lines["own"]) + 1), lines)
+    drawn = figures.curves(spoken, range(1, len(lines["own"]) + 1), lines, percent)
     charts.append({"title": "Unchanged, k retrains", "svg": drawn})
     return {
         **{name: told[name] for name in ("alpha", "first", "worst")},

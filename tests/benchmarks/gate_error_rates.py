@@ -381,8 +381,11 @@ def write_rates(
     """Write what a run's report shows, rule by rule."""
     rules = list(next(iter(rates.values())))
 
-    def row(cells: Callable[[str], float]) -> dict[str, float]:
-        return {rule: round(cells(rule), 4) for rule in rules}
+    def rounded(row: Mapping[str, float]) -> dict[str, float]:
+        return {rule: round(share, 4) for rule, share in row.items()}
+
+    def worst(effect: float) -> dict[str, float]:
+        return {rule: max(rates[n, effect, flipped][rule] for n in SIZES for flipped in FLIPPED) for rule in rules}
 
     told = {
         "repetitions": repetitions,
@@ -391,15 +394,8 @@ def write_rates(
         "accuracy": ACCURACY,
         "flipped": SHOWN,
         "sizes": SIZES,
-        "rates": {
-            f"{effect:+g}": [row(rates[n, effect, SHOWN].__getitem__) for n in SIZES] for effect in (-0.05, 0, 0.05)
-        },
-        "worst": {
-            f"{effect:+g}": row(
-                lambda rule, effect=effect: max(rates[n, effect, f][rule] for n in SIZES for f in FLIPPED)
-            )
-            for effect in (-0.05, 0)
-        },
+        "rates": {f"{effect:+g}": [rounded(rates[n, effect, SHOWN]) for n in SIZES] for effect in (-0.05, 0, 0.05)},
+        "worst": {f"{effect:+g}": rounded(worst(effect)) for effect in (-0.05, 0)},
         "retrains": {
             "n": min(curves),
             "rates": {rule: [round(float(share), 4) for share in curve] for rule, curve in curves[min(curves)].items()},
