@@ -5,6 +5,7 @@ a torn one is removed and the one before it used. Run again after a kill, a step
 of the data, the same random state and the same optimizer, and ends with the same bytes as if it had never stopped.
 """
 
+import ctypes
 import math
 import os
 import shutil
@@ -27,7 +28,7 @@ from ..runtime.context import Stopped, progress, work_folder
 from .lean import round_embeddings, score_tokens, use_lean_layers
 from .llama import is_supported
 from .models import check_model, dither, load_model, load_tokenizer, multiplies_bf16, save_model, set_threads
-from .packing import pack, tree_mask, use_tree_attention
+from .packing import pack, run_packed, use_tree_attention
 
 IGNORED = -100
 """Label of a token without loss (PyTorch's cross entropy)."""
@@ -35,6 +36,9 @@ CHECKPOINTS = 2
 """Complete checkpoints kept: the newest, and one before it should that one be damaged."""
 MIN_WEIGHT_CHANGE = 1e-6
 """Relative L2 change of the saved weights below which nothing was learned; one bf16 step is 4e-3 of a weight."""
+
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
+"""Of glibc's `mallopt` (malloc.h)."""
 
 TORCH_WRITER = "inline_container"
 """In what `torch.save` says when a file cannot be written; the error itself is a plain RuntimeError."""
@@ -255,6 +259,7 @@ def score_answers_only(trainer: Any, temperature: float = 1.0, model: Any = None
     """
     if not trainer.args.use_cpu:
         return
+    keep_freed_memory()
     from transformers.modeling_outputs import CausalLMOutput
     from trl.trainer.utils import FusedCausalLMOutput
 
@@ -303,8 +308,7 @@ def hidden_states(
     """Return hidden states [places, size], and the place of each input token [sequences, length] among them."""
     if attention_mask is not None and is_supported(model):
         packed = pack(input_ids, attention_mask)
-        hidden = model.base_model(packed.ids, attention_mask=tree_mask(packed), position_ids=packed.positions, **named)
-        return hidden.last_hidden_state.flatten(0, 1), packed.place
+        return run_packed(model, packed, **named), packed.place
     hidden = model.base_model(input_ids, attention_mask=attention_mask, **named).last_hidden_state
     return hidden.flatten(0, 1), torch.arange(input_ids.numel()).view(input_ids.shape)
 
@@ -362,6 +366,7 @@ def train(trainer: Any, watcher: Watcher) -> None:
         Stopped: SIGTERM came; the state is saved.
         TrainingError: The disk is full; checkpoints written before are kept.
     """
+    keep_freed_memory()
     folder = Path(trainer.args.output_dir)
     if os.environ.get("RANK", "0") == "0":
         newest_checkpoint(folder)  # removes what is damaged, before another process looks
@@ -406,6 +411,17 @@ def agreed(value: bool) -> bool:
 
 def _checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed, up to 2 GB, instead of giving it back to the system.
+
+    Each step frees the gradients and asks for as much again: every page would be zeroed anew, a tenth of SFT's time.
+    """
+    change = getattr(ctypes.CDLL(None), "mallopt", None)
+    if change is not None:
+        change(TRIM_THRESHOLD, 2**31 - 1)
+        change(MMAP_THRESHOLD, 2**25)  # the most it takes
 
 
 @contextmanager

@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from datasets import Dataset
 from torch import Tensor
 from trl import DPOConfig, DPOTrainer
+from trl.trainer import dpo_trainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from ..contracts.artifacts import read_manifest
@@ -73,7 +75,9 @@ class PairTrainer(DPOTrainer):  # type: ignore[misc]
 
     def __init__(self, settings: PreferenceSettings, **named: Any) -> None:
         self.settings = settings
-        super().__init__(**named)
+        # TRL hashes all weights (4 GB/s of fp32) to name a file in a folder that is this process's own.
+        with patch.object(dpo_trainer, "hash_module", lambda model: ""):
+            super().__init__(**named)
 
     def _prepare_dataset(self, dataset: Any, *rest: Any) -> Any:
         return dataset
@@ -202,6 +206,7 @@ def make_trainer(
         loss_type=[*kinds, "sft"] if with_nll else kinds,
         loss_weights=[1.0, settings.nll_weight] if with_nll else [1.0],
         precompute_ref_log_probs=True,
+        precompute_ref_batch_size=RANKED_AT_ONCE,
         remove_unused_columns=False,
     )
     trainer = PairTrainer(

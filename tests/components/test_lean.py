@@ -14,6 +14,7 @@ from assay.components.shared.lean import (
     GatedProduct,
     Linear,
     _norm,
+    products,
     round_embeddings,
     score_tokens,
     use_lean_layers,
@@ -47,9 +48,9 @@ def test_the_norm_is_transformers(tiny_model: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_gated_product_is_torchs_to_the_bit(dtype: torch.dtype) -> None:
-    gate, up = torch.randn(2, 6, 32, generator=torch.Generator().manual_seed(2)).to(dtype).chunk(2)
-    plain = gradients(lambda gate, up: torch.nn.functional.silu(gate) * up, gate, up)
-    for one, other in zip(plain, gradients(GatedProduct.apply, gate, up), strict=True):
+    both = torch.randn(2, 6, 64, generator=torch.Generator().manual_seed(2)).to(dtype)
+    plain = gradients(lambda both: torch.nn.functional.silu(both[..., :32]) * both[..., 32:], both)
+    for one, other in zip(plain, gradients(GatedProduct.apply, both), strict=True):
         assert torch.equal(one, other)
 
 
@@ -63,7 +64,7 @@ def test_the_product_is_autocasts_to_the_bit(frozen: bool) -> None:
             return torch.nn.functional.linear(hidden, weight)
 
     def lean(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        answer: torch.Tensor = Linear.apply(hidden, weight, torch.bfloat16)
+        answer: torch.Tensor = Linear.apply(hidden, torch.bfloat16, weight)
         return answer
 
     if frozen:
@@ -72,6 +73,31 @@ def test_the_product_is_autocasts_to_the_bit(frozen: bool) -> None:
         found = [gradients(made, hidden, weight) for made in (plain, lean)]
     for one, other in zip(*found, strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("frozen", [(False, False), (True, False), (True, True)])
+def test_products_of_the_same_states_are_one_and_keep_their_numbers(frozen: tuple[bool, bool]) -> None:
+    draw = torch.Generator().manual_seed(3)
+    layers = [torch.nn.Linear(32, size, bias=False) for size in (24, 8)]
+    for layer, still in zip(layers, frozen, strict=True):
+        layer.weight.data = torch.randn(layer.weight.shape, generator=draw)
+        layer.weight.requires_grad_(not still)
+    found = []
+    for whole in (True, False):
+        hidden = torch.randn(2, 7, 32, generator=torch.Generator().manual_seed(4)).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            made = products(layers, hidden) if whole else torch.cat([layer(hidden) for layer in layers], -1)
+        made.backward(torch.linspace(-1, 1, made.numel(), dtype=made.dtype).view(made.shape))
+        found.append((made, hidden.grad, [layer.weight.grad for layer in layers]))
+        for layer in layers:
+            layer.weight.grad = None
+    (one, below, slopes), (other, wanted, theirs) = found
+    assert torch.equal(one, other)
+    assert below is not None
+    torch.testing.assert_close(below, wanted, rtol=0.02, atol=0.02)  # one sum in fp32, where autocast adds two in bf16
+    assert [slope is None for slope in slopes] == list(frozen)
+    for slope, same in zip(slopes, theirs, strict=True):
+        assert slope is same is None or torch.equal(slope, same)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("bf16", [False, True])

@@ -41,7 +41,8 @@ def test_a_run_moves_the_margin_and_tells(tiny_model: Path, tmp_path: Path) -> N
     train_step.run("preference", SETTINGS["preference"], str(tiny_model), str(data), str(tmp_path))
     told = read_summary(tmp_path / "summary")
     curve = told.details["curve"]
-    assert curve[0]["margin"] == pytest.approx(0, abs=1e-5)  # the reference is the model it starts from
+    # The reference is the model it starts from; that it is scored in other batches shows in the last bits of bf16.
+    assert curve[0]["margin"] == pytest.approx(0, abs=1e-3)
     assert told.metrics["margin"] > 0.1
     assert told.metrics["accuracy"] > 0.5
     assert {"step", "loss", "learning_rate", "accuracy", "margin"} == curve[0].keys()
