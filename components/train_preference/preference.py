@@ -75,7 +75,7 @@ class PairTrainer(DPOTrainer):  # type: ignore[misc]
 
     def __init__(self, settings: PreferenceSettings, **named: Any) -> None:
         self.settings = settings
-        # TRL hashes all weights (4 GB/s of fp32) to name a file in a folder that is this process's own.
+        # TRL hashes all weights, a second a gigabyte, to name a file in a folder that is this process's own.
         with patch.object(dpo_trainer, "hash_module", lambda model: ""):
             super().__init__(**named)
 
