@@ -199,14 +199,16 @@ def make_trainer(
         rows = [row | {"prompt_embedding": at} for row, at in zip(rows, embed_prompts(model, rows), strict=True)]
     kinds = [TRL_LOSSES.get(settings.loss, "sigmoid")]
     with_nll = settings.nll_weight > 0
+    common = training.arguments(settings, seed)
     arguments = DPOConfig(
-        **training.arguments(settings, seed),
+        **common,
         max_length=settings.max_tokens,
         beta=settings.beta,
         loss_type=[*kinds, "sft"] if with_nll else kinds,
         loss_weights=[1.0, settings.nll_weight] if with_nll else [1.0],
         precompute_ref_log_probs=True,
-        precompute_ref_batch_size=RANKED_AT_ONCE,
+        # On a GPU what fits into its memory is the recipe's to say.
+        precompute_ref_batch_size=RANKED_AT_ONCE if common["use_cpu"] else None,
         remove_unused_columns=False,
     )
     trainer = PairTrainer(
