@@ -94,14 +94,8 @@ class Linear(torch.autograd.Function):  # type: ignore[misc]
         if not any(wanted):
             return below, None, *(None for _ in weights)
         slopes = (gradient.flatten(0, -2).t() @ hidden.flatten(0, -2)).split([len(weight) for weight in weights])
-        return (
-            below,
-            None,
-            *(
-                slope.to(weight.dtype) if asked else None
-                for slope, weight, asked in zip(slopes, weights, wanted, strict=True)
-            ),
-        )
+        every = zip(slopes, weights, wanted, strict=True)
+        return below, None, *(slope.to(weight.dtype) if asked else None for slope, weight, asked in every)
 
 
 def products(layers: Sequence[torch.nn.Module], hidden: Tensor) -> Tensor:
@@ -109,8 +103,7 @@ def products(layers: Sequence[torch.nn.Module], hidden: Tensor) -> Tensor:
     kind = hidden.device.type
     plain = all(type(layer) is torch.nn.Linear and layer.bias is None for layer in layers)
     if not plain or not torch.is_autocast_enabled(kind):
-        made = [layer(hidden) for layer in layers]
-        return made[0] if len(made) == 1 else torch.cat(made, -1)
+        return torch.cat([layer(hidden) for layer in layers], -1)
     answer: Tensor = Linear.apply(hidden, torch.get_autocast_dtype(kind), *(layer.weight for layer in layers))
     return answer
 

@@ -36,10 +36,8 @@ CHECKPOINTS = 2
 """Complete checkpoints kept: the newest, and one before it should that one be damaged."""
 MIN_WEIGHT_CHANGE = 1e-6
 """Relative L2 change of the saved weights below which nothing was learned; one bf16 step is 4e-3 of a weight."""
-
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 """Of glibc's `mallopt` (malloc.h)."""
-
 TORCH_WRITER = "inline_container"
 """In what `torch.save` says when a file cannot be written; the error itself is a plain RuntimeError."""
 
@@ -259,7 +257,7 @@ def score_answers_only(trainer: Any, temperature: float = 1.0, model: Any = None
     """
     if not trainer.args.use_cpu:
         return
-    keep_freed_memory()
+    keep_freed_memory()  # before `train`: a reference may be scored first
     from transformers.modeling_outputs import CausalLMOutput
     from trl.trainer.utils import FusedCausalLMOutput
 
